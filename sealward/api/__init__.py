@@ -1,0 +1,1 @@
+"""Generated package sealward.api; see protos/."""

@@ -1,0 +1,1 @@
+"""Generated package sealward.api.audit.v1; see protos/."""

@@ -1,0 +1,1 @@
+"""Generated package sealward.api.gateway.v1; see protos/."""

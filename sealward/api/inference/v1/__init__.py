@@ -1,0 +1,1 @@
+"""Generated package sealward.api.inference.v1; see protos/."""

@@ -1,0 +1,1 @@
+"""Generated package sealward.api.keys; see protos/."""

@@ -1,0 +1,1 @@
+"""Generated package sealward.api.keys.v1; see protos/."""

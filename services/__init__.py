@@ -1,0 +1,1 @@
+"""The four Sealward services: `python -m services.<name>`."""
