@@ -1,0 +1,100 @@
+"""Which identity may call which RPC: one table, checked by every service.
+
+A method that is not in the table is refused, so a new RPC is closed until somebody decides.
+Callers are `service/<name>`, `admin/<name>`, or the kinds `user` and `workload`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from sealward.kit.identity import Identity
+
+_CALLERS = frozenset({"user", "workload"})
+_ADMIN = frozenset({"admin/local"})
+_PEOPLE = _CALLERS | _ADMIN
+_GATEWAY = frozenset({"service/gateway"})
+_SERVICES = frozenset({"service/gateway", "service/inference", "service/audit", "service/keys"})
+_EVERYONE = _PEOPLE | _SERVICES
+
+
+def _service(name: str, methods: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    return {f"/{name}/{method}": who for method, who in methods.items()}
+
+
+RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        **_service("grpc.health.v1.Health", {"Check": _EVERYONE, "Watch": _EVERYONE, "List": _EVERYONE}),
+        # Registered in development mode only.
+        **_service(
+            "grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _EVERYONE}
+        ),
+        **_service(
+            "inference.GRPCInferenceService",
+            {
+                "ServerLive": _PEOPLE,
+                "ServerReady": _PEOPLE,
+                "ModelReady": _PEOPLE,
+                "ServerMetadata": _PEOPLE,
+                "ModelMetadata": _PEOPLE,
+                "ModelInfer": _CALLERS,
+            },
+        ),
+        **_service(
+            "sealward.api.gateway.v1.SessionService",
+            {
+                "Login": _CALLERS,
+                "Logout": _CALLERS,
+                "ListSessions": _PEOPLE,
+                "RevokeSessions": _PEOPLE,
+            },
+        ),
+        **_service(
+            "sealward.api.gateway.v1.UserService",
+            {
+                "CreateUser": _PEOPLE,
+                "DisableUser": _PEOPLE,
+                "ListUsers": _PEOPLE,
+                "IssueUserCertificate": _PEOPLE,
+            },
+        ),
+        **_service(
+            "sealward.api.gateway.v1.LogService",
+            {"GetConsistency": _PEOPLE, "GetReceipt": _PEOPLE},
+        ),
+        **_service(
+            "sealward.api.inference.v1.InferenceService",
+            {"Infer": _GATEWAY, "ListModels": _GATEWAY},
+        ),
+        **_service(
+            "sealward.api.audit.v1.AuditService",
+            {
+                "Append": _SERVICES,
+                "GetReceipt": _GATEWAY | _ADMIN,
+                "GetConsistency": _GATEWAY | _ADMIN,
+                "QueryEvents": _GATEWAY | _ADMIN,
+                "GetEvent": _GATEWAY | _ADMIN,
+            },
+        ),
+        **_service(
+            "opentelemetry.proto.collector.trace.v1.TraceService",
+            {"Export": _SERVICES | {"workload"}},
+        ),
+        **_service(
+            "sealward.api.keys.v1.KeysService",
+            {
+                "CreateBranchKey": _SERVICES,
+                "OpenBranchKey": _SERVICES,
+                "IssueCertificate": _SERVICES,
+                "GetTrustBundle": _SERVICES,
+                "GetStatus": _SERVICES | _ADMIN,
+            },
+        ),
+    }
+)
+
+
+def allowed(identity: Identity, method: str) -> bool:
+    """True when this identity may call this method (full name with its leading slash)."""
+    return identity.role in RPCS.get(method, ())
