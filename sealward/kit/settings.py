@@ -1,0 +1,94 @@
+"""Typed settings: `SEALWARD_<SERVICE>_<NAME>` in the environment and nothing else.
+
+Unknown names with the service's prefix are refused at start, so that a typing error cannot leave a
+safeguard at its default. Secrets are never values: a setting that names a secret names its file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sealward.kit.errors import StartupError
+
+S = TypeVar("S", bound="ServiceSettings")
+
+
+class ServiceSettings(BaseSettings):
+    """What every service needs. Subclasses set `env_prefix` through `settings_config`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    address: str = "127.0.0.1:0"
+    """host:port of the gRPC listener."""
+    metrics_address: str = "127.0.0.1:0"
+    """host:port of the Prometheus listener (TLS 1.3, client certificate required)."""
+    data_dir: Path
+    """Folder that the service owns; made with mode 0700."""
+    enroll_dir: Path
+    """Folder of local enrolment: a request goes in, a certificate comes out."""
+    trust_domain: str = Field(default="sealward.local", pattern=r"^[a-z0-9.-]{1,128}$")
+    """Trust domain of every identity; others are refused."""
+    keys_address: str = ""
+    """host:port of the keys service."""
+    audit_address: str = ""
+    """host:port of the audit service."""
+    transport: Literal["auto", "grpcio"] = "auto"
+    """Which transport implements the seam."""
+    development: bool = False
+    """Serves gRPC reflection. Never in production."""
+    drain_seconds: float = Field(default=10.0, gt=0, le=300)
+    """How long calls in flight may take to end when the service stops."""
+    start_seconds: float = Field(default=30.0, gt=0, le=600)
+    """How long to wait at start for the services that this one needs."""
+    max_message_bytes: int = Field(default=4 << 20, ge=4096, le=1 << 30)
+    """Largest request message."""
+    workers: int = Field(default=72, ge=8, le=1024)
+    """Threads of the gRPC server: calls in flight above this wait, then are refused."""
+    certificate_seconds: int = Field(default=3600, ge=60, le=86400)
+    """Life of the service's certificate; it is renewed at half of it."""
+
+
+def settings_config(service: str) -> SettingsConfigDict:
+    """Return the model_config of a service's settings class."""
+    return SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        env_prefix=f"SEALWARD_{service.upper()}_",
+    )
+
+
+def load(settings_type: type[S], service: str, environ: Mapping[str, str] | None = None) -> S:
+    """Read the settings of a service; raise StartupError naming each wrong setting, never its value."""
+    prefix = f"SEALWARD_{service.upper()}_"
+    known = {f"{prefix}{name.upper()}" for name in settings_type.model_fields}
+    unknown = sorted(
+        name for name in (environ or os.environ) if name.startswith(prefix) and name not in known
+    )
+    if unknown:
+        raise StartupError(f"unknown setting {', '.join(unknown)}")
+    try:
+        return settings_type()
+    except ValidationError as error:
+        wrong = sorted(
+            {
+                f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}"
+                for item in error.errors(include_input=False, include_url=False)
+                if item["loc"]
+            }
+        )
+        raise StartupError(f"settings: {'; '.join(wrong)}") from None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`; raise StartupError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise StartupError(f"an address must be host:port, not {address!r}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,155 @@
+"""Certificates in use: one holder a process, read by every listener and channel.
+
+Private keys of services are made here and live in memory only. Renewal installs a new key and
+certificate; listeners take it with the next handshake, channels are swapped (see channel.py).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from sealward.kit.errors import StartupError
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A private key with its certificate chain and the certificates to trust, all PEM."""
+
+    key_pem: bytes
+    chain_pem: bytes
+    bundle_pem: bytes
+    not_before: float
+    not_after: float
+
+    @property
+    def half_life(self) -> float:
+        """The time (seconds since the epoch) at which it is to be renewed."""
+        return (self.not_before + self.not_after) / 2
+
+    def __repr__(self) -> str:
+        return f"Material(not_after={self.not_after})"
+
+
+def load_material(key_pem: bytes, chain_pem: bytes, bundle_pem: bytes) -> Material:
+    """Check that key and certificate belong together; raise StartupError with one clear line."""
+    try:
+        leaf = x509.load_pem_x509_certificate(chain_pem)
+        key = serialization.load_pem_private_key(key_pem, None)
+        x509.load_pem_x509_certificates(bundle_pem)
+    except (ValueError, TypeError):
+        raise StartupError("certificate, key or trust bundle is not valid PEM") from None
+    if key.public_key() != leaf.public_key():
+        raise StartupError("the private key does not belong to the certificate")
+    not_after = leaf.not_valid_after_utc
+    if not_after <= dt.datetime.now(dt.UTC):
+        raise StartupError("the certificate has expired")
+    return Material(
+        key_pem,
+        chain_pem,
+        bundle_pem,
+        leaf.not_valid_before_utc.timestamp(),
+        not_after.timestamp(),
+    )
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Make a P-256 key (grpcio refuses Ed25519 certificates)."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Serialise a private key as PKCS#8 PEM."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def make_csr(key: ec.EllipticCurvePrivateKey, name: str) -> x509.CertificateSigningRequest:
+    """Make a certificate request. Its name is for the reader: the signer takes its own."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+
+
+class Credentials:
+    """The material in use. Thread-safe; holders are told of each change."""
+
+    def __init__(self, material: Material | None = None) -> None:
+        self._lock = threading.Lock()
+        self._material = material
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def material(self) -> Material:
+        """The material in use; raise StartupError before there is any."""
+        with self._lock:
+            if self._material is None:
+                raise StartupError("there is no certificate")
+            return self._material
+
+    def install(self, material: Material) -> None:
+        """Put new material into use."""
+        with self._lock:
+            self._material = material
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change."""
+        with self._lock:
+            self._listeners.append(listener)
+
+    def server(self) -> grpc.ServerCredentials:
+        """Credentials of a listener that requires client certificates and follows renewals."""
+
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            material = self.material
+            return grpc.ssl_server_certificate_configuration(
+                [(material.key_pem, material.chain_pem)], material.bundle_pem
+            )
+
+        return grpc.dynamic_ssl_server_credentials(
+            configuration(), configuration, require_client_authentication=True
+        )
+
+    def channel(self) -> grpc.ChannelCredentials:
+        """Credentials of a channel, as of now: grpcio has no reload on the client side."""
+        material = self.material
+        return grpc.ssl_channel_credentials(
+            material.bundle_pem, material.key_pem, material.chain_pem
+        )
+
+    def ssl_context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        """A TLS 1.3 context with client certificates, for the listeners that are not gRPC.
+
+        `ssl` reads certificates from files only: they go through an anonymous memory file, so that
+        no private key touches a disk.
+        """
+        material = self.material
+        protocol = (
+            ssl.PROTOCOL_TLS_SERVER
+            if purpose is ssl.Purpose.CLIENT_AUTH
+            else ssl.PROTOCOL_TLS_CLIENT
+        )
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=material.bundle_pem.decode("ascii"))
+        with open(os.memfd_create("tls", os.MFD_CLOEXEC), "wb") as memory:  # noqa: PTH123
+            memory.write(material.key_pem + material.chain_pem)
+            memory.flush()
+            context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
+        return context
