@@ -25,11 +25,11 @@ def _service(name: str, methods: Mapping[str, frozenset[str]]) -> dict[str, froz
 
 RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        **_service("grpc.health.v1.Health", {"Check": _EVERYONE, "Watch": _EVERYONE, "List": _EVERYONE}),
-        # Registered in development mode only.
         **_service(
-            "grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _EVERYONE}
+            "grpc.health.v1.Health", {"Check": _EVERYONE, "Watch": _EVERYONE, "List": _EVERYONE}
         ),
+        # Registered in development mode only.
+        **_service("grpc.reflection.v1alpha.ServerReflection", {"ServerReflectionInfo": _EVERYONE}),
         **_service(
             "inference.GRPCInferenceService",
             {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -39,13 +39,13 @@ class Identity:
 
     @property
     def role(self) -> str:
-        """`kind/name` for services and the administrator, whose names matter to access; else kind."""
+        """`kind/name` where the name matters to access (services, administrator); else the kind."""
         return f"{self.kind}/{self.name}" if self.kind in ("service", "admin") else self.kind
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The verified other end: identity, SHA-256 of its public key (DER SPKI), address, TLS version."""
+    """The verified other end. `spki_sha256` is the digest of its public key (DER)."""
 
     identity: Identity
     spki_sha256: bytes
@@ -103,8 +103,8 @@ class PeerReader:
     def read(self, context: grpc.ServicerContext) -> Peer:
         """Return the peer of a call; raise IDENTITY_INVALID when it has no usable identity."""
         auth = context.auth_context()
-        pem = auth.get("x509_pem_cert", (b"",))[0]
-        version = auth.get("ssl_tls_version", (b"TLSv1.3",))[0]
+        pem = cast("bytes", auth.get("x509_pem_cert", (b"",))[0])
+        version = auth.get("ssl_tls_version", (b"",))[0]
         if version != b"TLSv1.3":
             raise SealwardError(Reason.IDENTITY_INVALID, "TLS 1.3 is required")
         known = self._known.get(pem)

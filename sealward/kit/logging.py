@@ -62,7 +62,7 @@ def get_logger(service: str, stream: TextIO | None = None) -> structlog.typing.F
 
 
 def where(error: BaseException) -> str:
-    """Say where an exception was raised, as `file:line` of its innermost frames, without its text."""
+    """Say where an exception was raised: `file:line` of its innermost frames, without its text."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     return " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(frames))
 
@@ -78,9 +78,7 @@ def silence_foreign(log: structlog.typing.FilteringBoundLogger) -> None:
 
     logging.basicConfig(handlers=[_Foreign()], level=logging.WARNING, force=True)
 
-    def hook(
-        kind: type[BaseException], error: BaseException, _trace: TracebackType | None
-    ) -> None:
+    def hook(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
         log.critical("uncaught", error_type=kind.__name__, where=where(error))
 
     sys.excepthook = hook
@@ -88,8 +86,6 @@ def silence_foreign(log: structlog.typing.FilteringBoundLogger) -> None:
 
     def thread_hook(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:
-            log.critical(
-                "uncaught", error_type=args.exc_type.__name__, where=where(args.exc_value)
-            )
+            log.critical("uncaught", error_type=args.exc_type.__name__, where=where(args.exc_value))
 
     threading.excepthook = thread_hook

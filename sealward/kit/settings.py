@@ -7,7 +7,7 @@ safeguard at its default. Secrets are never values: a setting that names a secre
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -65,7 +65,7 @@ def settings_config(service: str) -> SettingsConfigDict:
 
 
 def load(settings_type: type[S], service: str, environ: Mapping[str, str] | None = None) -> S:
-    """Read the settings of a service; raise StartupError naming each wrong setting, never its value."""
+    """Read a service's settings; raise StartupError naming each wrong one, never its value."""
     prefix = f"SEALWARD_{service.upper()}_"
     known = {f"{prefix}{name.upper()}" for name in settings_type.model_fields}
     unknown = sorted(
@@ -74,7 +74,8 @@ def load(settings_type: type[S], service: str, environ: Mapping[str, str] | None
     if unknown:
         raise StartupError(f"unknown setting {', '.join(unknown)}")
     try:
-        return settings_type()
+        read: Callable[[], S] = settings_type
+        return read()
     except ValidationError as error:
         wrong = sorted(
             {

@@ -1,0 +1,75 @@
+"""Names of the `sealward.*` span attributes, and the allow-list that exporter and audit apply.
+
+An attribute that is not listed here never leaves a process. There is none for payloads, free text,
+exception messages or patient identifiers in clear.
+"""
+
+from __future__ import annotations
+
+EVENT_TYPE = "sealward.event.type"
+EVENT_ID = "sealward.event.id"
+OUTCOME = "sealward.outcome"
+CODE = "sealward.code"
+REASON = "sealward.reason"
+ACTOR_ID = "sealward.actor.id"
+ACTOR_KIND = "sealward.actor.kind"
+ACTOR_ROLES = "sealward.actor.roles"
+ACTOR_CERT = "sealward.actor.cert"
+SESSION_ID = "sealward.session.id"
+PURPOSE = "sealward.purpose"
+BREAK_GLASS = "sealward.break_glass"
+BREAK_GLASS_REASON = "sealward.break_glass.reason"
+PATIENT = "sealward.patient"
+MODEL_NAME = "sealward.model.name"
+MODEL_VERSION = "sealward.model.version"
+MODEL_DIGEST = "sealward.model.digest"
+INPUT_DIGEST = "sealward.input.digest"
+OUTPUT_DIGEST = "sealward.output.digest"
+ROWS = "sealward.rows"
+BATCH_SIZE = "sealward.batch.size"
+BATCH_POSITION = "sealward.batch.position"
+DATA_CATEGORY = "sealward.data.category"
+DATA_ORIGIN = "sealward.data.origin"
+ORGANIZATION = "sealward.organization"
+POLICY_ID = "sealward.policy.id"
+POLICY_DIGEST = "sealward.policy.digest"
+CALLER_SEQ = "sealward.caller.seq"
+RUNTIME_DIGEST = "sealward.runtime.digest"
+DETERMINISM = "sealward.determinism"
+PRODUCER_ID = "sealward.producer.id"
+PRODUCER_SEQ = "sealward.producer.seq"
+TARGET = "sealward.target"
+"""What a control call acted on: a user name, a session id, a key's purpose. Never a patient."""
+COUNT = "sealward.count"
+"""How many things a control call acted on, or how many events a summary stands for."""
+METHOD = "rpc.method"
+SERVICE_NAME = "service.name"
+
+# Only audit writes these: the reference goes inside the sealed span, the pseudonym into the index.
+PATIENT_REFERENCE = "sealward.patient.reference"
+AUDIT_ONLY = frozenset({PATIENT, PATIENT_REFERENCE, INPUT_DIGEST, OUTPUT_DIGEST})
+
+ALLOWED = frozenset(
+    {
+        EVENT_TYPE, EVENT_ID, OUTCOME, CODE, REASON, ACTOR_ID, ACTOR_KIND, ACTOR_ROLES, ACTOR_CERT,
+        SESSION_ID, PURPOSE, BREAK_GLASS, BREAK_GLASS_REASON, MODEL_NAME, MODEL_VERSION,
+        MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
+        POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
+        PRODUCER_SEQ, TARGET, COUNT, METHOD, SERVICE_NAME,
+    }
+)  # fmt: skip
+"""What a producer may send."""
+
+OUTCOMES = ("ok", "denied", "failed")
+
+EVENT_TYPES = frozenset(
+    {
+        "inference.predict", "model.load", "model.metadata", "model.ready", "server.metadata",
+        "session.login", "session.logout", "session.list", "session.revoke",
+        "session.denied-summary", "user.create", "user.disable", "user.list", "user.certificate",
+        "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
+        "audit.conflict", "audit.start", "keys.keystore-create", "keys.branch-create",
+        "keys.branch-open", "keys.certificate", "service.start", "service.stop",
+    }
+)  # fmt: skip
+"""Stable codes of event types."""

@@ -1,0 +1,222 @@
+"""What happens around every handler, in one place and in one order.
+
+metrics → identity → around (the service's recorder) → draining → access → size → handler → errors
+
+`around` stands outside the access check so that refused calls are recorded too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from sealward.kit import status
+from sealward.kit.access import allowed
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import Peer, PeerReader
+from sealward.kit.metrics import ServerMetrics
+from sealward.kit.reasons import Code, Reason
+
+
+@dataclass(slots=True)
+class ControlCall:
+    """A call on its way to a handler. `trailers` are sent with the answer or the error.
+
+    `request` is None when the message could not be read or is too large. `attributes` is where a
+    handler leaves what the record should say of it (names in attributes.py).
+    """
+
+    method: str
+    peer: Peer
+    metadata: dict[str, str | bytes]
+    request: Message | None
+    body_size: int
+    deadline: float
+    trailers: list[tuple[str, str | bytes]] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+class Around(Protocol):
+    """Wraps every unary control call of a service; must call `proceed` or raise."""
+
+    def __call__(self, call: ControlCall, proceed: Callable[[], Message]) -> Message:
+        """Return the response of `proceed`, or raise SealwardError."""
+
+
+READ_METADATA = frozenset({"authorization", "traceparent"})
+OWN_PREFIX = "sealward-"
+_NO_DEADLINE_SECONDS = 1e8
+
+
+def read_metadata(context: grpc.ServicerContext) -> dict[str, str | bytes]:
+    """Keep the metadata that Sealward reads; the rest is neither kept nor logged."""
+    return {
+        item[0]: item[1]
+        for item in context.invocation_metadata() or ()
+        if item[0] in READ_METADATA or item[0].startswith(OWN_PREFIX)
+    }
+
+
+def deadline_of(context: grpc.ServicerContext) -> float:
+    """The caller's deadline on the monotonic clock; infinite when it gave none."""
+    remaining = cast("float | None", context.time_remaining())
+    # Without a deadline the core says some centuries.
+    if remaining is None or remaining > _NO_DEADLINE_SECONDS:
+        return float("inf")
+    return time.monotonic() + remaining
+
+
+def call_of(context: grpc.ServicerContext) -> ControlCall:
+    """The ControlCall behind a handler's context."""
+    call: ControlCall = context.sealward_call  # type: ignore[attr-defined]
+    return call
+
+
+def peer_of(context: grpc.ServicerContext) -> Peer:
+    """The verified caller of a handler."""
+    return call_of(context).peer
+
+
+class Chain:
+    """Wraps handlers. One instance a server."""
+
+    def __init__(
+        self,
+        log: structlog.typing.FilteringBoundLogger,
+        peers: PeerReader,
+        metrics: ServerMetrics,
+        max_message_bytes: int,
+        around: Around | None = None,
+    ) -> None:
+        self._log = log
+        self.peers = peers
+        self._metrics = metrics
+        self._max_bytes = max_message_bytes
+        self._around = around
+        self.draining = False
+
+    def wrap(self, method: str, handler: Any) -> Any:
+        """Return the handler with the chain around it, taking bytes and giving bytes."""
+        if handler.request_streaming:
+            return self._wrap_stream(method, handler)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._server_stream(method, handler))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler))
+
+    def refuse(self, _method: str) -> Any:
+        """A handler for methods that are not served: identity first, then UNIMPLEMENTED."""
+
+        def behavior(_body: bytes, context: grpc.ServicerContext) -> bytes:
+            started = time.perf_counter()
+            try:
+                self.peers.read(context)
+                raise SealwardError(Reason.METHOD_UNKNOWN, "this method is not served")
+            except SealwardError as error:
+                self._metrics.handled("unknown", error.code, time.perf_counter() - started)
+                status.abort(context, error)
+
+        return grpc.unary_unary_rpc_method_handler(behavior)
+
+    def check(self, peer: Peer, method: str) -> None:
+        """Draining and the identity × RPC table."""
+        if self.draining:
+            raise SealwardError(Reason.DRAINING, "the service is shutting down", retry_after=1.0)
+        if not allowed(peer.identity, method):
+            raise SealwardError(
+                Reason.IDENTITY_FORBIDDEN, f"{peer.identity.role} may not call this method"
+            )
+
+    def _unary(self, method: str, handler: Any) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        read, inner = handler.request_deserializer, handler.unary_unary
+
+        def behavior(body: bytes, context: grpc.ServicerContext) -> bytes:
+            started = time.perf_counter()
+            code = Code.OK
+            trailers: list[tuple[str, str | bytes]] = []
+            try:
+                call, problem = self._admit(method, body, context, read)
+                trailers = call.trailers
+
+                def proceed() -> Message:
+                    self.check(call.peer, method)
+                    if problem is not None:
+                        raise problem
+                    response: Message = inner(call.request, context)
+                    return response
+
+                response = self._around(call, proceed) if self._around else proceed()
+                context.set_trailing_metadata(tuple(trailers))
+                return response.SerializeToString()
+            except Exception as caught:  # noqa: BLE001 - every error leaves through one door
+                error, incident = status.as_sealward_error(caught, self._log, method)
+                code = error.code
+                status.abort(context, error, trailers, incident)
+            finally:
+                self._metrics.handled(method, code, time.perf_counter() - started)
+
+        return behavior
+
+    def _admit(
+        self, method: str, body: bytes, context: grpc.ServicerContext, read: Any
+    ) -> tuple[ControlCall, SealwardError | None]:
+        peer = self.peers.read(context)
+        problem: SealwardError | None = None
+        request: Message | None = None
+        if len(body) > self._max_bytes:
+            problem = SealwardError(
+                Reason.MESSAGE_TOO_LARGE, f"a request may have {self._max_bytes} bytes"
+            )
+        else:
+            try:
+                request = read(body)
+            except DecodeError:
+                problem = SealwardError(
+                    Reason.REQUEST_MALFORMED, "the request is not a message of its type"
+                )
+        call = ControlCall(
+            method, peer, read_metadata(context), request, len(body), deadline_of(context)
+        )
+        context.sealward_call = call  # type: ignore[attr-defined]
+        return call, problem
+
+    def _server_stream(
+        self, method: str, handler: Any
+    ) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+        read, inner = handler.request_deserializer, handler.unary_stream
+
+        def behavior(body: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            try:
+                call, problem = self._admit(method, body, context, read)
+                self.check(call.peer, method)
+                if problem is not None:
+                    raise problem
+                for response in inner(call.request, context):
+                    yield response.SerializeToString()
+            except Exception as caught:  # noqa: BLE001
+                error, incident = status.as_sealward_error(caught, self._log, method)
+                status.abort(context, error, (), incident)
+
+        return behavior
+
+    def _wrap_stream(self, method: str, handler: Any) -> Any:
+        # Only reflection is a request stream outside the seam; it takes nothing from patients.
+        inner, read, write = (
+            handler.stream_stream,
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+        def behavior(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            try:
+                self.check(self.peers.read(context), method)
+                yield from inner(requests, context)
+            except SealwardError as error:
+                status.abort(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(behavior, read, write)

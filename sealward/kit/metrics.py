@@ -1,0 +1,109 @@
+"""Metric names, and the listener that serves them.
+
+Every metric name of the chassis stands here. Labels are singular, their values come from closed
+sets; no user, patient, token or free text is ever a label. The listener speaks TLS 1.3 and wants a
+client certificate of this deployment, like every other one.
+"""
+
+from __future__ import annotations
+
+import socketserver
+import ssl
+import threading
+import time
+from typing import Any
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+
+from sealward.kit.reasons import Code
+from sealward.kit.settings import split_address
+from sealward.kit.tls import Credentials
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class ServerMetrics:
+    """Counts and times the calls of one server."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._calls = Counter(
+            "sealward_rpc_calls", "Calls answered, by method and status code",
+            ["method", "code"], registry=registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "sealward_rpc_seconds", "Time to answer a call, by method",
+            ["method"], registry=registry, buckets=_SECONDS,
+        )  # fmt: skip
+        self._bound: dict[tuple[str, int], Any] = {}
+        self._timers: dict[str, Any] = {}
+
+    def handled(self, method: str, code: Code, seconds: float) -> None:
+        """Count one answered call."""
+        key = (method, int(code))
+        counter = self._bound.get(key)
+        if counter is None:
+            counter = self._bound[key] = self._calls.labels(method, code.name)
+            self._timers[method] = self._seconds.labels(method)
+        counter.inc()
+        self._timers[method].observe(seconds)
+
+
+def process_metrics(registry: CollectorRegistry, service: str, version: str) -> None:
+    """Register the metrics that every process has."""
+    Gauge(
+        "sealward_build_info", "Version of this service", ["service", "version"], registry=registry
+    ).labels(service, version).set(1)
+    Gauge("sealward_start_time_seconds", "When this process started", registry=registry).set(
+        time.time()
+    )
+
+
+class _Handler(WSGIRequestHandler):
+    # The base class does these; kept quiet so that no request line reaches the log.
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    credentials: Credentials
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        # The handshake happens in the connection's own thread, with the certificate of the moment,
+        # and a slow client holds nobody up.
+        request.settimeout(10)
+        context = self.credentials.ssl_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            with context.wrap_socket(request, server_side=True) as secure:
+                _Handler(secure, client_address, self)
+        except (OSError, ssl.SSLError):
+            return
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
+class MetricsListener:
+    """Serves /metrics. `address` is what it listens on once started."""
+
+    def __init__(self, registry: CollectorRegistry, credentials: Credentials, address: str) -> None:
+        ServerHandler.server_software = "sealward"
+        host, port = split_address(address)
+        self._server = _Server((host, port), _Handler)
+        self._server.credentials = credentials
+        self._server.set_app(make_wsgi_app(registry))
+        self.address = f"{host}:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+
+    def start(self) -> None:
+        """Serve until stop()."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
