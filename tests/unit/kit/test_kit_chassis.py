@@ -1,0 +1,357 @@
+"""The chassis over real TLS: who gets in, what errors look like, what the seam carries."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from prometheus_client import CollectorRegistry
+
+from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
+from sealward.api.common.v1 import errors_pb2
+from sealward.api.keys.v1 import keys_pb2, keys_pb2_grpc
+from sealward.kit.access import RPCS
+from sealward.kit.channel import Channels
+from sealward.kit.context import ServiceContext
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.grpcio_front import BatchFront, UnaryFront
+from sealward.kit.grpcio_upstream import BatchUpstream
+from sealward.kit.health import Health
+from sealward.kit.identity import PeerReader, parse_identity
+from sealward.kit.logging import get_logger
+from sealward.kit.metrics import ServerMetrics
+from sealward.kit.reasons import CODES, Reason
+from sealward.kit.seam import Answer, OutCall
+from sealward.kit.server import GrpcServer
+from sealward.kit.settings import ServiceSettings, load, settings_config
+from sealward.kit.status import DETAILS_KEY
+from sealward.kit.tls import Credentials, Material
+
+TD = "sealward.local"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+APPEND = "/sealward.api.audit.v1.AuditService/Append"
+
+
+class KeysServicer(keys_pb2_grpc.KeysServiceServicer):
+    def GetStatus(self, request: Any, context: Any) -> keys_pb2.GetStatusResponse:
+        return keys_pb2.GetStatusResponse(provider="embedded", state="ready")
+
+    def GetTrustBundle(self, request: Any, context: Any) -> keys_pb2.GetTrustBundleResponse:
+        raise SealwardError(Reason.FIELD_INVALID, "no", field="somewhere", retry_after=2.0)
+
+    def OpenBranchKey(self, request: Any, context: Any) -> keys_pb2.OpenBranchKeyResponse:
+        raise ValueError("SECRET-IN-AN-EXCEPTION")
+
+
+class Rig:
+    def __init__(self, authority: Any, tmp_path: Any) -> None:
+        self.authority = authority
+        settings = ServiceSettings(data_dir=tmp_path, enroll_dir=tmp_path, workers=16)
+        registry = CollectorRegistry()
+        me = authority.issue(f"spiffe://{TD}/service/keys", dns=(f"keys.{TD}",))
+        self.ctx: ServiceContext[Any] = ServiceContext(
+            "keys", settings, get_logger("keys"), Credentials(me), Health(), registry,
+            ServerMetrics(registry), PeerReader(TD),
+        )  # fmt: skip
+        ctx = self.ctx
+        self.front = UnaryFront([INFER], ctx.peers, ctx.server_metrics, ctx.log)
+        self.batches = BatchFront(
+            APPEND, AppendRequest, AppendResponse, ctx.peers, ctx.log, shared_field="checkpoint"
+        )
+        self.server = GrpcServer(
+            ctx,
+            servicers=[(keys_pb2_grpc.add_KeysServiceServicer_to_server, KeysServicer())],
+            fronts=[self.front, self.batches],
+            max_message_bytes=4096,
+        )
+        self.server.start()
+        ctx.health.set("process", ready=True)
+
+    def channel(self, material: Material) -> grpc.Channel:
+        return grpc.secure_channel(
+            self.server.address,
+            Credentials(material).channel(),
+            [("grpc.ssl_target_name_override", f"keys.{TD}")],
+        )
+
+    def as_(self, path: str) -> grpc.Channel:
+        return self.channel(self.authority.issue(f"spiffe://{TD}/{path}"))
+
+
+@pytest.fixture
+def rig(authority: Any, tmp_path: Any) -> Iterator[Rig]:
+    found = Rig(authority, tmp_path)
+    yield found
+    found.server.drain(0.2)
+
+
+def info_of(error: grpc.RpcError) -> ErrorInfo:
+    status = Status.FromString(dict(error.trailing_metadata())[DETAILS_KEY])  # type: ignore[attr-defined]
+    info = ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "sealward"
+    return info
+
+
+def failing(call: Any, request: Any, **kwargs: Any) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, timeout=10, **kwargs)
+    return caught.value
+
+
+def test_reasons_equal_the_proto_enum() -> None:
+    proto = {n.removeprefix("REASON_"): v for n, v in errors_pb2.Reason.items() if v}
+    assert proto == {r.name: r.value for r in Reason}
+    assert set(CODES) == set(Reason)
+
+
+def test_table_names_only_rpcs_that_exist() -> None:
+    from sealward.api.audit.v1 import audit_pb2
+    from sealward.api.gateway.v1 import gateway_pb2
+    from sealward.api.inference.v1 import inference_pb2
+    from sealward.api.oip.v2 import open_inference_pb2
+
+    ours = {
+        f"/{service.full_name}/{method.name}"
+        for module in (audit_pb2, gateway_pb2, inference_pb2, keys_pb2, open_inference_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    foreign = {m for m in RPCS if m.split("/")[1].startswith(("grpc.", "opentelemetry."))}
+    assert set(RPCS) - foreign == ours
+
+
+def test_identity_and_errors(rig: Rig) -> None:
+    with rig.as_("service/audit") as channel:
+        stub = keys_pb2_grpc.KeysServiceStub(channel)
+        assert stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
+        error = failing(stub.GetTrustBundle, keys_pb2.GetTrustBundleRequest())
+        assert info_of(error).reason == "FIELD_INVALID"
+        assert info_of(error).metadata["field"] == "somewhere"
+        error = failing(stub.OpenBranchKey, keys_pb2.OpenBranchKeyRequest())
+        assert error.code() is grpc.StatusCode.INTERNAL  # type: ignore[attr-defined]
+        assert "SECRET" not in str(error)
+        assert len(info_of(error).metadata["incident"]) == 16
+        big = keys_pb2.OpenBranchKeyRequest(wrapped=b"x" * 5000)
+        assert info_of(failing(stub.OpenBranchKey, big)).reason == "MESSAGE_TOO_LARGE"
+        odd = channel.unary_unary("//sealward.api.keys.v1.KeysService/GetStatus")
+        assert info_of(failing(odd, b"")).reason == "METHOD_UNKNOWN"
+        raw = channel.unary_unary("/sealward.api.keys.v1.KeysService/GetStatus")
+        assert info_of(failing(raw, b"\xff\xff")).reason == "REQUEST_MALFORMED"
+    with rig.as_("user/mallory") as channel:
+        stub = keys_pb2_grpc.KeysServiceStub(channel)
+        error = failing(stub.GetStatus, keys_pb2.GetStatusRequest())
+        assert error.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
+        assert info_of(error).reason == "IDENTITY_FORBIDDEN"
+
+
+@pytest.mark.parametrize(
+    "uris", [(), ("spiffe://sealward.local/user/a", "spiffe://sealward.local/user/b"),
+             ("spiffe://other.domain/service/audit",), ("https://sealward.local/x",)]
+)  # fmt: skip
+def test_certificates_without_one_good_name_are_refused(rig: Rig, uris: tuple[str, ...]) -> None:
+    with rig.channel(rig.authority.issue(*uris)) as channel:
+        stub = keys_pb2_grpc.KeysServiceStub(channel)
+        error = failing(stub.GetStatus, keys_pb2.GetStatusRequest())
+        assert info_of(error).reason == "IDENTITY_INVALID"
+
+
+def test_the_handshake_refuses_strangers(rig: Rig) -> None:
+    stranger = type(rig.authority)("other-ca")
+    foreign = stranger.issue(f"spiffe://{TD}/service/audit", bundle=rig.authority.pem)
+    expired = rig.authority.issue(f"spiffe://{TD}/service/audit", seconds=1)
+    deadline = time.time() + 10
+    while time.time() <= expired.not_after and time.time() < deadline:
+        threading.Event().wait(0.05)
+    nobody = grpc.ssl_channel_credentials(rig.authority.pem)
+    name = [("grpc.ssl_target_name_override", f"keys.{TD}")]
+    for channel in (
+        rig.channel(foreign),
+        rig.channel(expired),
+        grpc.secure_channel(rig.server.address, nobody, name),
+        grpc.insecure_channel(rig.server.address),
+    ):
+        with channel:
+            stub = keys_pb2_grpc.KeysServiceStub(channel)
+            error = failing(stub.GetStatus, keys_pb2.GetStatusRequest())
+            assert error.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+
+
+def test_tls_12_is_refused(rig: Rig) -> None:
+    from sealward.kit.runner import _refuse_old_tls
+
+    _refuse_old_tls(rig.server.address)
+    # The check itself can fail: the same dial with 1.3 allowed gets through the handshake.
+    host, _, port = rig.server.address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as plain,
+        context.wrap_socket(plain) as secure,
+    ):
+        assert secure.version() == "TLSv1.3"
+
+
+def test_unary_front_carries_batches(rig: Rig) -> None:
+    def serve() -> None:
+        while calls := rig.front.recv():
+            rig.front.reply(
+                [
+                    Answer(c.id, c.body[::-1], trailers=(("sealward-event-id", "e"),))
+                    if c.metadata.get("sealward-purpose") == "TREAT"
+                    else Answer(
+                        c.id,
+                        error=SealwardError(Reason.PURPOSE_REQUIRED, "name a purpose"),
+                        trailers=(("sealward-event-id", "d"),),
+                    )
+                    for c in calls
+                ]
+            )
+
+    threading.Thread(target=serve, daemon=True).start()
+    with rig.as_("user/ann") as channel:
+        infer = channel.unary_unary(INFER)
+        futures = [
+            infer.future(bytes([n, 1]), metadata=(("sealward-purpose", "TREAT"),), timeout=10)
+            for n in range(40)
+        ]
+        assert [f.result() for f in futures] == [bytes([1, n]) for n in range(40)]
+        assert dict(futures[0].trailing_metadata())["sealward-event-id"] == "e"
+        error = failing(infer, b"x")
+        assert info_of(error).reason == "PURPOSE_REQUIRED"
+        assert dict(error.trailing_metadata())["sealward-event-id"] == "d"  # type: ignore[attr-defined]
+
+
+def test_unary_front_keeps_the_deadline(rig: Rig) -> None:
+    with rig.as_("user/ann") as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(INFER)(b"x", timeout=0.3)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+    (call,) = rig.front.recv()
+    deadline = time.monotonic() + 5
+    while not rig.front.cancelled(call.id) and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert rig.front.cancelled(call.id)
+    rig.front.reply([Answer(call.id, b"late")])  # nobody waits: harmless
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.replies: dict[int, bytes] = {}
+        self.shared: set[bytes] = set()
+        self.broken: list[int] = []
+        self.changed = threading.Condition()
+
+    def on_replies(self, replies: Sequence[Any], shared: bytes) -> None:
+        with self.changed:
+            self.shared.add(shared)
+            for reply in replies:
+                assert reply.id not in self.replies
+                self.replies[reply.id] = reply.body
+            self.changed.notify_all()
+
+    def on_broken(self, ids: Sequence[int]) -> None:
+        with self.changed:
+            self.broken += ids
+            self.changed.notify_all()
+
+    def wait(self, condition: Any) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout=20)
+
+
+def test_batch_streams_survive_renewal_and_loss(rig: Rig, authority: Any) -> None:
+    serving = threading.Event()
+    serving.set()
+
+    def serve() -> None:
+        while calls := rig.batches.recv():
+            serving.wait(20)
+            rig.batches.reply([Answer(c.id, c.body + b"!") for c in calls], b"common")
+
+    threading.Thread(target=serve, daemon=True).start()
+    credentials = Credentials(authority.issue(f"spiffe://{TD}/service/gateway"))
+    channels = Channels(credentials, rig.server.address, f"keys.{TD}")
+    seen, health = Collector(), Health()
+    upstream = BatchUpstream(
+        channels, APPEND, AppendRequest, AppendResponse, seen.on_replies, seen.on_broken,
+        log=get_logger("test"), health=health, part="audit",
+        unavailable=Reason.AUDIT_UNAVAILABLE, shared_field="checkpoint",
+    )  # fmt: skip
+    with pytest.raises(SealwardError):
+        upstream.send([OutCall(0, "m", b"")])
+    upstream.start()
+    deadline = time.monotonic() + 20
+    while not health.ready and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    upstream.send([OutCall(n, "m", b"%d" % n, 5000) for n in range(100)])
+    seen.wait(lambda: len(seen.replies) == 100)
+    assert seen.replies[7] == b"7!"
+    assert seen.shared == {b"common"}
+
+    # A renewal swaps the stream; calls on the old one are still answered.
+    serving.clear()
+    upstream.send([OutCall(200, "m", b"old")])
+    first = upstream._stream
+    credentials.install(authority.issue(f"spiffe://{TD}/service/gateway"))
+    upstream._changed.set()
+    deadline = time.monotonic() + 20
+    while upstream._stream is first and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    upstream.send([OutCall(201, "m", b"new")])
+    serving.set()
+    seen.wait(lambda: {200, 201} <= set(seen.replies))
+
+    # A server that goes away gives back what it owed, once.
+    serving.clear()
+    upstream.send([OutCall(300, "m", b"x"), OutCall(301, "m", b"x")])
+    rig.server.drain(0.1)
+    seen.wait(lambda: len(seen.broken) == 2)
+    assert sorted(seen.broken) == [300, 301]
+    assert not health.ready
+    serving.set()
+    upstream.stop()
+
+
+def test_settings_refuse_what_they_do_not_know(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    class Settings(ServiceSettings):
+        model_config = settings_config("probe")
+
+    monkeypatch.setenv("SEALWARD_PROBE_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SEALWARD_PROBE_ENROLL_DIR", str(tmp_path))
+    assert load(Settings, "probe").data_dir == tmp_path
+    monkeypatch.setenv("SEALWARD_PROBE_WORKERS", "SECRET")
+    with pytest.raises(StartupError, match="SEALWARD_PROBE_WORKERS") as caught:
+        load(Settings, "probe")
+    assert "SECRET" not in str(caught.value)
+    monkeypatch.setenv("SEALWARD_PROBE_WORKERS", "9")
+    monkeypatch.setenv("SEALWARD_PROBE_WROKERS", "9")
+    with pytest.raises(StartupError, match="unknown setting SEALWARD_PROBE_WROKERS"):
+        load(Settings, "probe")
+
+
+def test_log_lines_carry_no_payload(capsys: pytest.CaptureFixture[str]) -> None:
+    get_logger("test").info("said", payload="CANARY", reason="fine", count=[1], password="CANARY")
+    line = capsys.readouterr().out
+    assert "CANARY" not in line
+    assert '"reason": "fine"' in line
+    assert '"dropped": 3' in line
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "spiffe://a/user/", "spiffe://a/user/x/y", "spiffe://a/root/x", "spiffe://A/user/x",
+            "spiffe://a/user/x?y", "spiffe://a/user/../x"]
+)  # fmt: skip
+def test_odd_identities_are_refused(uri: str) -> None:
+    with pytest.raises(SealwardError):
+        parse_identity(uri)
