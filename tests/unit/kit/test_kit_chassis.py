@@ -41,6 +41,12 @@ APPEND = "/sealward.api.audit.v1.AuditService/Append"
 
 
 class KeysServicer(keys_pb2_grpc.KeysServiceServicer):
+    def CreateBranchKey(self, request: Any, context: Any) -> keys_pb2.CreateBranchKeyResponse:
+        return keys_pb2.CreateBranchKeyResponse()
+
+    def IssueCertificate(self, request: Any, context: Any) -> keys_pb2.IssueCertificateResponse:
+        return keys_pb2.IssueCertificateResponse()
+
     def GetStatus(self, request: Any, context: Any) -> keys_pb2.GetStatusResponse:
         return keys_pb2.GetStatusResponse(provider="embedded", state="ready")
 
