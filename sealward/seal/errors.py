@@ -1,0 +1,26 @@
+"""Errors of this package. None of them carries a key, a plaintext or a ciphertext."""
+
+from __future__ import annotations
+
+
+class SealError(Exception):
+    """Base of every error here."""
+
+
+class ContextError(SealError):
+    """A part of an encryption context is not of its form."""
+
+
+class SealBrokenError(SealError):
+    """Something sealed does not open: wrong key, wrong context, or it was changed.
+
+    One text for all of these, so that an attacker who tries learns nothing from the answer.
+    """
+
+
+class UnlockError(SealError):
+    """The unlock secret cannot be used, or does not open the root key."""
+
+
+class LeaseExpiredError(SealError):
+    """A leased key is past one of its bounds and has been forgotten."""
