@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"```console\n\$ (sealward [^\n]*--help)\n(.*?)```", re.S)
+BLOCK = re.compile(r"```console\n\$ (sealward [^\n]*--help)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)")
 TARGET = re.compile(r"`make ([a-z]+)")
 
@@ -58,7 +58,7 @@ def check(path: Path, *, write: bool) -> list[str]:
     problems += [
         f"{path.name}: there is no make {target}"
         for target in sorted(set(TARGET.findall(text)))
-        if not re.search(rf"^{target}:", makefile, re.M)
+        if not re.search(rf"^{target}:", makefile, re.MULTILINE)
     ]
     return problems
 
