@@ -43,6 +43,7 @@ lint: dev ## formatting, rules, types, imports, protos, spelling, README
 	@$(BIN)/buf breaking --against protos/baseline.binpb
 	@$(BIN)/codespell sealward services tools tests benchmarks docs protos *.md
 	@$(BIN)/python tools/check_readme.py
+	@$(BIN)/python tools/gen_reference.py --check
 	@UV_PROJECT_ENVIRONMENT=.venv-codegen $(UV) sync --quiet --frozen --only-group codegen
 	@.venv-codegen/bin/python tools/codegen.py --check
 
