@@ -22,9 +22,9 @@ def attributes_page() -> str:
     )
     types = "".join(f"- `{name}`\n" for name in sorted(attributes.EVENT_TYPES))
     return (
-        f"{HEAD}# Span attributes of an audit event\n\nAn attribute that is not listed never leaves "
-        "a process: producers filter by this list, and audit filters again. What audit alone writes "
-        "is refused from producers.\n\n| attribute | who writes it |\n|---|---|\n"
+        f"{HEAD}# Span attributes of an audit event\n\nAn attribute that is not listed never "
+        "leaves a process: producers filter by this list, and audit filters again. What audit "
+        "alone writes is refused from producers.\n\n| attribute | who writes it |\n|---|---|\n"
         f"{rows}\n## Event types\n\n{types}"
     )
 
