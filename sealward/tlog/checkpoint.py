@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sealward.tlog.errors import CheckpointError, SignatureError
 from sealward.tlog.merkle import EMPTY_ROOT, HASH_SIZE
-from sealward.tlog.note import Signer, Verifier, open_note, sign_note
+from sealward.tlog.note import Note, Signer, Verifier, open_note, sign_note
 from sealward.tlog.text import decode_base64, decode_decimal, encode_base64
 
 
@@ -62,10 +62,17 @@ def open_checkpoint(
     is given, the checkpoint must be of that log. Raises NoteError, SignatureError (a NoteError) or
     CheckpointError.
     """
+    return open_signed_checkpoint(data, verifiers, origin)[0]
+
+
+def open_signed_checkpoint(
+    data: bytes, verifiers: Sequence[Verifier], origin: str | None = None
+) -> tuple[Checkpoint, Note]:
+    """Do what `open_checkpoint` does, and return the opened note (who signed) as well."""
     note = open_note(data, verifiers)
     checkpoint = Checkpoint.parse(note.text)
     if origin is not None and checkpoint.origin != origin:
         raise CheckpointError("checkpoint is of another log")
     if not any(line.name == checkpoint.origin for line in note.verified):
         raise SignatureError("checkpoint is not signed by the log that it names")
-    return checkpoint
+    return checkpoint, note

@@ -139,6 +139,27 @@ def complete_root(hashes: bytes) -> bytes:
     return hashes
 
 
+def edge_root(edge: Sequence[bytes], width: int) -> bytes:
+    """Return the root of a tree from its right edge, given as its last tiles.
+
+    `edge[l]` are joined hashes of nodes of level `l * width`, at most `2**width` of them: all that
+    are not yet part of a node in `edge[l + 1]`. An empty edge gives the empty root.
+    """
+    root = b""
+    for level, hashes in enumerate(edge):
+        count, end = len(hashes) // HASH_SIZE, len(hashes)
+        if count > 1 << width:
+            raise ValueError(f"edge is too wide at level {level}")
+        # Complete subtrees by the bits of the width, from the smallest and rightmost one.
+        while count:
+            begin = end - (count & -count) * HASH_SIZE
+            peak = complete_root(hashes[begin:end])
+            root = node_hash(peak, root) if root else peak
+            end = begin
+            count &= count - 1
+    return root or EMPTY_ROOT
+
+
 class Tree:
     """An append-only tree in memory: one bytearray a level, 64 bytes a leaf in all.
 

@@ -32,8 +32,8 @@ from sealward.tlog.proof import TlogProof, format_proof
 class Receipt:
     """A receipt that holds: this leaf is at `index` in the tree of the signed `checkpoint`.
 
-    `note` is the signed checkpoint as it came, to be kept beside the others of this log. The salt is
-    the caller's alone, so that it stays out of every printed form.
+    `note` is the signed checkpoint as it came, to be kept beside the others of this log. The salt
+    is the caller's alone, so that it stays out of every printed form.
     """
 
     checkpoint: Checkpoint

@@ -6,10 +6,11 @@ and carry their width in their name.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sealward.tlog.errors import TileError
+from sealward.tlog.merkle import Tree
 
 TILE_HEIGHT = 8
 """Tree levels in a tile."""
@@ -94,6 +95,23 @@ def tiles_between(old_size: int, new_size: int) -> Iterator[Tile]:
         level += 1
         old_size //= TILE_WIDTH
         new_size //= TILE_WIDTH
+
+
+def files_between(
+    tree: Tree, entries: Callable[[int, int], Sequence[bytes]], old_size: int, new_size: int
+) -> Iterator[tuple[str, bytes]]:
+    """Yield path and content of each file that `tiles_between` names.
+
+    `entries(start, end)` returns the entries with these indices. A log writes these files first and
+    the checkpoint of `new_size` after all of them.
+    """
+    for tile in tiles_between(old_size, new_size):
+        start = tile.index * TILE_WIDTH
+        if tile.level is None:
+            yield tile.path, encode_bundle(entries(start, start + tile.width))
+        else:
+            level = tile.level * TILE_HEIGHT
+            yield tile.path, tree.nodes(level, start, start + tile.width)
 
 
 def encode_bundle(entries: Sequence[bytes]) -> bytes:

@@ -1,0 +1,124 @@
+"""Verifies a whole log: signature, every entry, every tile, the root.
+
+Needs the log's files and its verifier keys and nothing else. The order of the checks: the signed
+checkpoint, then all entries and tiles from the leaves up (`logwalk`), then the root.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealward.tlog.checkpoint import Checkpoint, open_signed_checkpoint
+from sealward.tlog.errors import CheckpointError, NoteError, SignatureError, TlogError
+from sealward.tlog.logwalk import Finding, LogWalk, Progress, Reader
+from sealward.tlog.note import Verifier
+from sealward.tlog.tiles import CHECKPOINT_PATH
+
+__all__ = [
+    "Finding",
+    "LogReport",
+    "LogVerificationError",
+    "Progress",
+    "Reader",
+    "directory_reader",
+    "verify_directory",
+    "verify_log",
+]
+
+
+class LogVerificationError(TlogError):
+    """The log does not verify. `findings` are in the order found, at most 100 of `count`."""
+
+    def __init__(self, findings: Sequence[Finding], count: int | None = None) -> None:
+        self.findings = tuple(findings)
+        self.count = len(self.findings) if count is None else count
+        super().__init__(str(self.findings[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class LogReport:
+    """What has been verified.
+
+    `signers` are `name+key id in hex`. `files` counts the files read, `entry_bytes` the bytes of
+    all entries. `ahead` counts files of a newer tree than the checkpoint's (a log that is being
+    written to has some), `unknown` names files that no log has; both need a listing of the files.
+    """
+
+    origin: str
+    size: int
+    root: bytes
+    signers: tuple[str, ...]
+    files: int
+    entry_bytes: int
+    ahead: int
+    unknown: tuple[str, ...]
+
+
+def verify_log(
+    read: Reader,
+    vkeys: Sequence[Verifier],
+    progress: Progress | None = None,
+    *,
+    origin: str | None = None,
+    known: Sequence[Checkpoint] = (),
+    files: Iterable[str] = (),
+) -> LogReport:
+    """Verify the log behind `read`; return the report or raise LogVerificationError.
+
+    The checkpoint must be signed by one of `vkeys` under the origin that it names (`origin` where
+    given). Each of the `known` checkpoints of this origin, seen earlier or taken from receipts,
+    must be a beginning of this log: that finds a log that was cut, or rewritten as a whole by
+    someone with its key. `files` lists the paths that exist, in any order: partial tiles of earlier
+    sizes among them are verified as well, and what belongs to no log is reported.
+    """
+    try:
+        checkpoint, note = open_signed_checkpoint(read(CHECKPOINT_PATH), vkeys, origin)
+    except FileNotFoundError as error:
+        raise LogVerificationError([Finding(CHECKPOINT_PATH, "is missing")]) from error
+    except OSError as error:
+        raise LogVerificationError([Finding(CHECKPOINT_PATH, "cannot be read")]) from error
+    except (NoteError, CheckpointError) as error:
+        message = (
+            "is not signed by a given key of the log that it names"
+            if isinstance(error, SignatureError)
+            else f"is malformed or of another log ({error})"
+        )
+        raise LogVerificationError([Finding(CHECKPOINT_PATH, message)]) from error
+    walk = LogWalk(read, checkpoint, known, files)
+    walk.run(progress)
+    if walk.count:
+        raise LogVerificationError(walk.findings, walk.count)
+    return LogReport(
+        origin=checkpoint.origin,
+        size=checkpoint.size,
+        root=checkpoint.root,
+        signers=tuple(f"{line.name}+{line.key_id.hex()}" for line in note.verified),
+        files=walk.files + 1,
+        entry_bytes=walk.entry_bytes,
+        ahead=sum(len(widths) for widths in walk.listed.values()),
+        unknown=tuple(walk.unknown),
+    )
+
+
+def verify_directory(
+    directory: Path,
+    vkeys: Sequence[Verifier],
+    progress: Progress | None = None,
+    *,
+    origin: str | None = None,
+    known: Sequence[Checkpoint] = (),
+) -> LogReport:
+    """Verify the log in a directory with every file in it; otherwise like `verify_log`."""
+    files = [
+        Path(folder, name).relative_to(directory).as_posix()
+        for folder, _, names in os.walk(directory)
+        for name in names
+    ]
+    reader = directory_reader(directory)
+    return verify_log(reader, vkeys, progress, origin=origin, known=known, files=files)
+
+
+def directory_reader(directory: Path) -> Reader:
+    """Return the reader of a log in a directory."""
+    return lambda path: (directory / path).read_bytes()
