@@ -1,0 +1,1 @@
+"""The inference service: runs models on the CPU, and nothing else."""
