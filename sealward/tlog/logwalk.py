@@ -44,7 +44,7 @@ class Finding:
 class _Doubt:
     """A partial tile that is not what lies below it; the signed root decides at the end."""
 
-    level: int
+    tile: Tile
     derived: bytes
     stored: bytes
     tile_is_bad: Finding
@@ -75,6 +75,7 @@ class LogWalk:
         # Per tile level, the hashes since the last full tile: the right edge so far.
         self._edge: list[bytes] = [b""]
         self._doubts: list[_Doubt] = []
+        self._doubted_bundle: tuple[Tile, bytes] | None = None
         self.findings: list[Finding] = []
         self.count = 0
         self.files = 0
@@ -131,7 +132,9 @@ class LogWalk:
             if hashes[at] == settled[at * HASH_SIZE : (at + 1) * HASH_SIZE]:
                 self._add(Finding(bundle.path, "does not have the layout of a leaf", first + at))
         self.entry_bytes += end - 2 * len(hashes)
-        if settled == derived:
+        if any(doubt.tile == tile for doubt in self._doubts):
+            self._doubted_bundle = (bundle, data)
+        elif settled == derived:
             self._check_listed(bundle, data)
         self._check_known(bundle, settled)
         self._push(tile, settled)
@@ -156,26 +159,19 @@ class LogWalk:
 
     def _settle(self, tile: Tile, derived: bytes, stored: bytes | None) -> bytes:
         """Return the hashes to go on with; blame the tile or what is below where they differ."""
-        settled = derived
-        if stored is not None and stored != derived:
+        if stored is None or stored == derived:
+            settled = derived
+        elif tile.width == TILE_WIDTH:
             settled = self._judge(tile, derived, stored)
+        else:
+            self._doubts.append(_Doubt(tile, derived, stored, *_blame(tile, derived, stored)))
+            return derived
         self._check_listed(tile, settled)
         return settled
 
     def _judge(self, tile: Tile, derived: bytes, stored: bytes) -> bytes:
-        at = _first_difference(derived, stored)
-        node = tile.index * TILE_WIDTH + at
-        tile_is_bad = Finding(tile.path, "does not hold the hashes of what lies below it")
-        if tile.level:
-            child = Tile(tile.level - 1, node)
-            below_is_bad = Finding(child.path, f"and all below it do not match {tile.path}")
-        else:
-            bundle = Tile(None, tile.index, tile.width)
-            below_is_bad = Finding(bundle.path, f"does not match its hash in {tile.path}", node)
-        if tile.width < TILE_WIDTH:
-            level = tile.level or 0
-            self._doubts.append(_Doubt(level, derived, stored, tile_is_bad, below_is_bad))
-            return derived
+        """Return the right side of a full tile that differs, as the tile above it tells."""
+        tile_is_bad, below_is_bad = _blame(tile, derived, stored)
         above = self._hash_above(tile)
         if above == complete_root(derived):
             self._add(tile_is_bad)
@@ -188,14 +184,20 @@ class LogWalk:
         for choice in product((False, True), repeat=len(self._doubts)):
             edge = list(self._edge)
             for doubt, below in zip(self._doubts, choice, strict=True):
-                edge[doubt.level] = doubt.stored if below else doubt.derived
+                edge[doubt.tile.level or 0] = doubt.stored if below else doubt.derived
             if edge_root(edge, TILE_HEIGHT) == self._checkpoint.root:
                 for doubt, below in zip(self._doubts, choice, strict=True):
-                    self._add(doubt.below_is_bad if below else doubt.tile_is_bad)
+                    self._resolve(doubt, below=below)
                 return
         for doubt in self._doubts:
             self._add(doubt.below_is_bad)
         self._add(Finding(CHECKPOINT_PATH, "has a root that the entries do not lead to"))
+
+    def _resolve(self, doubt: _Doubt, *, below: bool) -> None:
+        self._add(doubt.below_is_bad if below else doubt.tile_is_bad)
+        self._check_listed(doubt.tile, doubt.stored if below else doubt.derived)
+        if doubt.tile.level == 0 and not below and self._doubted_bundle is not None:
+            self._check_listed(*self._doubted_bundle)
 
     def _check_known(self, bundle: Tile, hashes: bytes) -> None:
         """Compare the roots of known checkpoints whose size falls into this bundle."""
@@ -285,6 +287,17 @@ class LogWalk:
         self.count += 1
         if len(self.findings) < MAX_FINDINGS:
             self.findings.append(finding)
+
+
+def _blame(tile: Tile, derived: bytes, stored: bytes) -> tuple[Finding, Finding]:
+    """Return both stories of a difference: the tile was changed, or what lies below it."""
+    node = tile.index * TILE_WIDTH + _first_difference(derived, stored)
+    tile_is_bad = Finding(tile.path, "does not hold the hashes of what lies below it")
+    if tile.level:
+        child = Tile(tile.level - 1, node)
+        return tile_is_bad, Finding(child.path, f"and all below it do not match {tile.path}")
+    bundle = Tile(None, tile.index, tile.width)
+    return tile_is_bad, Finding(bundle.path, f"does not match its hash in {tile.path}", node)
 
 
 def _hash_entries(data: bytes, width: int) -> tuple[list[bytes], list[int], int]:

@@ -40,7 +40,7 @@ def log_files(
     sizes: Sequence[int] = (),
     signers: Sequence[Signer] | None = None,
 ) -> dict[str, bytes]:
-    """Return path → content of the log that published a checkpoint at each of `sizes`, then of all."""
+    """Return path → content of a log that published its tiles at each of `sizes`, then of all."""
     tree = tree_of(leaves)
     files: dict[str, bytes] = {}
     old = 0
