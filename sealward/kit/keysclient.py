@@ -1,0 +1,340 @@
+"""Branch keys from the keys service, held under leases and renewed while the process runs.
+
+A key that cannot be renewed is used until its hard limit and then forgotten: from there on every
+use is refused with KEYS_UNAVAILABLE, until the keys service answers again. The wrapped key is kept
+for that, so nobody has to restart anything.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from sealward.api.keys.v1 import keys_pb2
+from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+from sealward.seal.context import EncryptionContext
+from sealward.seal.errors import LeaseExpiredError, SealBrokenError
+from sealward.seal.lease import Lease, LeasedKey
+
+if TYPE_CHECKING:
+    from sealward.seal.objects import ObjectSealer
+
+_TIMEOUT_SECONDS = 5.0
+_FIRST_RETRY = 0.5
+_LONGEST_RETRY = 15.0
+_IDLE_SECONDS = 60.0
+_DETAILS_KEY = "grpc-status-details-bin"
+# What the keys service says of a key for good, as opposed to not being able to answer now.
+_REFUSALS = frozenset({Reason.SEAL_BROKEN, Reason.IDENTITY_FORBIDDEN, Reason.FIELD_INVALID})
+
+
+class KeySource(Protocol):
+    """Where branch keys come from. Raises SealwardError; a call may take `timeout` seconds."""
+
+    def create(self, context: EncryptionContext, timeout: float) -> tuple[bytes, bytes, Lease]:
+        """Make a branch key; return key, wrapped key and lease."""
+
+    def open(
+        self, context: EncryptionContext, wrapped: bytes, timeout: float
+    ) -> tuple[bytes, Lease]:
+        """Open a wrapped branch key; return key and lease."""
+
+
+class ChannelSource(Protocol):
+    """Where the channel to keys comes from (sealward.kit.channel.Channels)."""
+
+    def get(self) -> grpc.Channel:
+        """Return the channel in use."""
+
+
+class KeysServiceSource:
+    """KeySource over the keys RPC. Waits out a keys service that is starting."""
+
+    def __init__(self, channels: ChannelSource) -> None:
+        self._channels = channels
+
+    def create(self, context: EncryptionContext, timeout: float) -> tuple[bytes, bytes, Lease]:
+        """Make a branch key; raise SealwardError."""
+        request = keys_pb2.CreateBranchKeyRequest(context=_context_to_proto(context))
+        stub = KeysServiceStub(self._channels.get())
+        try:
+            answer = stub.CreateBranchKey(request, timeout=timeout, wait_for_ready=True)
+            return answer.key, answer.wrapped, _lease_from_proto(answer.lease)
+        except (grpc.RpcError, ValueError) as error:
+            raise _as_sealward_error(error) from None
+
+    def open(
+        self, context: EncryptionContext, wrapped: bytes, timeout: float
+    ) -> tuple[bytes, Lease]:
+        """Open a wrapped branch key; raise SealwardError."""
+        request = keys_pb2.OpenBranchKeyRequest(context=_context_to_proto(context), wrapped=wrapped)
+        stub = KeysServiceStub(self._channels.get())
+        try:
+            answer = stub.OpenBranchKey(request, timeout=timeout, wait_for_ready=True)
+            return answer.key, _lease_from_proto(answer.lease)
+        except (grpc.RpcError, ValueError) as error:
+            raise _as_sealward_error(error) from None
+
+
+class BranchKey:
+    """A branch key in use. Thread-safe. Made by KeyRing."""
+
+    def __init__(
+        self, ring: KeyRing, context: EncryptionContext, wrapped: bytes, leased: LeasedKey
+    ) -> None:
+        self.context = context
+        self.wrapped = wrapped
+        self._ring = ring
+        self._leased = leased
+        self._sealer: ObjectSealer | None = None
+        self.next_try = leased.soft_at
+        self.failures = 0
+        self._lock = threading.Lock()
+
+    @property
+    def live(self) -> bool:
+        """True while the key may be used."""
+        return self._leased.live
+
+    @property
+    def renewal_due(self) -> bool:
+        """True when the key should be asked for anew."""
+        return self._leased.renewal_due
+
+    @property
+    def hard_at(self) -> float:
+        """When the key is forgotten unless renewed (clock of the ring)."""
+        return self._leased.hard_at
+
+    def use(self, size: int = 0, messages: int = 1) -> bytes:
+        """Count a use and return the key (32 bytes), for immediate use only.
+
+        Whoever derives something from it and keeps that calls `use` again before each use and drops
+        it when this raises SealwardError KEYS_UNAVAILABLE: the lease has run out.
+        """
+        leased = self._leased
+        try:
+            key = leased.use(size, messages)
+        except LeaseExpiredError:
+            self._sealer = None
+            self._ring.wake(self)
+            raise SealwardError(
+                Reason.KEYS_UNAVAILABLE, "the lease of a key has run out", retry_after=1.0
+            ) from None
+        if leased.renewal_due:
+            self._ring.wake(self)
+        return key
+
+    def seal(self, plaintext: bytes, resource: str = "") -> bytes:
+        """Seal an object for this key's context, or for another resource of it.
+
+        Raises SealwardError KEYS_UNAVAILABLE.
+        """
+        return self._objects(len(plaintext)).seal(self._context(resource), plaintext)
+
+    def open(self, sealed: bytes, resource: str = "") -> bytes:
+        """Open an object; raise SealwardError SEAL_BROKEN or KEYS_UNAVAILABLE."""
+        sealer = self._objects(len(sealed))
+        try:
+            return sealer.open(self._context(resource), sealed)
+        except SealBrokenError:
+            raise SealwardError(Reason.SEAL_BROKEN, "a sealed object does not open") from None
+
+    def close(self) -> None:
+        """Forget the key and renew it no more."""
+        self._ring.release(self)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the key until it is renewed."""
+        self._leased.forget()
+        self._sealer = None
+
+    def install(self, leased: LeasedKey) -> None:
+        """Take a renewed lease into use."""
+        with self._lock:
+            self._leased, self._sealer = leased, None
+
+    def _objects(self, size: int) -> ObjectSealer:
+        key = self.use(size)
+        sealer = self._sealer
+        if sealer is None:
+            # Loading the format's library takes a third of a second: only who seals objects pays.
+            from sealward.seal.objects import ObjectSealer
+
+            sealer = self._sealer = ObjectSealer(key)
+        return sealer
+
+    def _context(self, resource: str) -> EncryptionContext:
+        return self.context.about(resource) if resource else self.context
+
+    def __repr__(self) -> str:
+        return f"BranchKey(purpose={self.context.purpose!r}, live={self.live})"
+
+
+class KeyRing:
+    """The branch keys of a process. Thread-safe.
+
+    `on_ready` is called with False when a key is past its hard limit and with True when all are
+    live again; it must not block. `clock` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        source: KeySource,
+        *,
+        on_ready: Callable[[bool], None] = lambda _ready: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._on_ready = on_ready
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._keys: list[BranchKey] = []
+        self._ready = True
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="key-leases", daemon=True)
+        self._started = False
+
+    def create(self, context: EncryptionContext, *, timeout: float = _TIMEOUT_SECONDS) -> BranchKey:
+        """Make a branch key; its `wrapped` is to be kept beside what it seals.
+
+        Raises SealwardError, KEYS_UNAVAILABLE when there is no answer within `timeout` seconds.
+        """
+        asked = self._clock()
+        key, wrapped, lease = self._source.create(context, timeout)
+        return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked))
+
+    def open(
+        self, context: EncryptionContext, wrapped: bytes, *, timeout: float = _TIMEOUT_SECONDS
+    ) -> BranchKey:
+        """Open a wrapped branch key; raise SealwardError.
+
+        KEYS_UNAVAILABLE when there is no answer within `timeout` seconds, SEAL_BROKEN when it is
+        not a key of this context.
+        """
+        asked = self._clock()
+        key, lease = self._source.open(context, wrapped, timeout)
+        return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked))
+
+    def close(self) -> None:
+        """Forget every key."""
+        with self._changed:
+            self._stopped = True
+            keys, self._keys = self._keys, []
+            self._changed.notify_all()
+        for key in keys:
+            key.forget()
+
+    def release(self, branch: BranchKey) -> None:
+        """Renew a key no more (BranchKey.close calls this)."""
+        with self._changed:
+            self._keys = [key for key in self._keys if key is not branch]
+
+    def wake(self, branch: BranchKey) -> None:
+        """A use was counted that makes renewal due: renew now, unless that has just failed."""
+        with self._changed:
+            now = self._clock()
+            if not branch.failures and branch.next_try > now:
+                branch.next_try = now
+                self._changed.notify_all()
+
+    def renew_due(self) -> None:
+        """Renew what is due and forget what is over."""
+        now = self._clock()
+        with self._changed:
+            keys = list(self._keys)
+        for branch in keys:
+            if branch.next_try <= now:
+                self._renew(branch)
+            if not branch.live:
+                branch.forget()
+        self._tell(all(branch.live for branch in keys))
+
+    def _renew(self, branch: BranchKey) -> None:
+        asked = self._clock()
+        try:
+            key, lease = self._source.open(branch.context, branch.wrapped, _TIMEOUT_SECONDS)
+        except SealwardError as error:
+            if error.reason in _REFUSALS:
+                # Destroyed or taken away: that beats the time that the lease has left.
+                branch.forget()
+            delay = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(branch.failures, 10))
+            branch.failures += 1
+            branch.next_try = self._clock() + delay
+            return
+        branch.install(LeasedKey(key, lease, self._clock, asked))
+        branch.next_try = asked + lease.soft_seconds
+        branch.failures = 0
+
+    def _tell(self, ready: bool) -> None:
+        if ready is not self._ready:
+            self._ready = ready
+            self._on_ready(ready)
+
+    def _hold(self, context: EncryptionContext, wrapped: bytes, leased: LeasedKey) -> BranchKey:
+        branch = BranchKey(self, context, wrapped, leased)
+        with self._changed:
+            if self._stopped:
+                raise SealwardError(Reason.DRAINING, "the service is shutting down")
+            self._keys.append(branch)
+            if not self._started:
+                self._started = True
+                self._thread.start()
+            self._changed.notify_all()
+        return branch
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self.renew_due()
+            with self._changed:
+                if not self._stopped:
+                    self._changed.wait(self._pause())
+
+    def _pause(self) -> float:
+        """Seconds until a key is to be renewed or forgotten."""
+        turns = [key.next_try for key in self._keys]
+        turns += [key.hard_at for key in self._keys if key.live]
+        return max(0.0, min(turns, default=self._clock() + _IDLE_SECONDS) - self._clock())
+
+
+def _context_to_proto(context: EncryptionContext) -> keys_pb2.EncryptionContext:
+    return keys_pb2.EncryptionContext(
+        tenant=context.tenant, purpose=context.purpose, resource=context.resource
+    )
+
+
+def _lease_from_proto(lease: keys_pb2.Lease) -> Lease:
+    return Lease(lease.soft_seconds, lease.hard_seconds, lease.max_messages, lease.max_bytes)
+
+
+def _as_sealward_error(error: Exception) -> SealwardError:
+    # ValueError is a channel that was swapped under the call, or a lease without room.
+    reason = _reason_of(error) if isinstance(error, grpc.Call) else None
+    if reason is not None and reason in _REFUSALS:
+        return SealwardError(reason, f"the keys service refuses this key: {reason.name}")
+    return SealwardError(
+        Reason.KEYS_UNAVAILABLE, "the keys service does not answer", retry_after=1.0
+    )
+
+
+def _reason_of(error: grpc.Call) -> Reason | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                status = Status.FromString(value)
+            except DecodeError:
+                return None
+            info = ErrorInfo()
+            if any(detail.Unpack(info) for detail in status.details):
+                return Reason.__members__.get(info.reason)
+    return None

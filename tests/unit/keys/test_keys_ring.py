@@ -1,0 +1,243 @@
+"""The ring of leased branch keys: renewal, hard limits, refusals, recovery."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.keysclient import BranchKey, KeyRing
+from sealward.kit.reasons import Reason
+from sealward.seal.context import EncryptionContext
+from sealward.seal.lease import Lease
+
+CONTEXT = EncryptionContext("default", "session", "epoch-1")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Keys:
+    """A keys service: wraps by remembering, can be down or refuse."""
+
+    def __init__(self, lease: Lease | None = None) -> None:
+        self.lease = lease or Lease(300, 900, 1000, 1 << 20)
+        self.made: dict[bytes, tuple[EncryptionContext, bytes]] = {}
+        self.problem: Reason | None = None
+        self.opened = 0
+        self.asked = threading.Event()
+
+    def create(self, context: EncryptionContext, timeout: float) -> tuple[bytes, bytes, Lease]:
+        self._answer(timeout)
+        wrapped = b"wrapped-%d" % len(self.made)
+        self.made[wrapped] = (context, bytes([len(self.made)]) * 32)
+        return self.made[wrapped][1], wrapped, self.lease
+
+    def open(
+        self, context: EncryptionContext, wrapped: bytes, timeout: float
+    ) -> tuple[bytes, Lease]:
+        self.opened += 1
+        self.asked.set()
+        self._answer(timeout)
+        bound, key = self.made[wrapped]
+        if bound != context:
+            raise SealwardError(Reason.SEAL_BROKEN, "no")
+        return key, self.lease
+
+    def _answer(self, timeout: float) -> None:
+        assert timeout > 0
+        if self.problem is not None:
+            raise SealwardError(self.problem, "no")
+
+
+class Stepped(KeyRing):
+    """A ring without its thread: the test takes the turns."""
+
+    def __init__(self, keys: Keys, clock: Clock) -> None:
+        self.told: list[bool] = []
+        super().__init__(keys, on_ready=self.told.append, clock=clock)
+        self._started = True
+
+    def turn(self) -> None:
+        self.renew_due()
+
+
+def refused(branch: BranchKey) -> Reason:
+    with pytest.raises(SealwardError) as caught:
+        branch.use()
+    return caught.value.reason
+
+
+def test_create_then_open() -> None:
+    keys, clock = Keys(), Clock()
+    ring = Stepped(keys, clock)
+    made = ring.create(CONTEXT)
+    assert ring.open(CONTEXT, made.wrapped).use() == made.use()
+    with pytest.raises(SealwardError) as caught:
+        ring.open(CONTEXT.about("epoch-2"), made.wrapped)
+    assert caught.value.reason is Reason.SEAL_BROKEN
+
+
+def test_renews_at_the_soft_limit() -> None:
+    keys, clock = Keys(), Clock()
+    ring = Stepped(keys, clock)
+    branch = ring.create(CONTEXT)
+    clock.now += 299
+    ring.turn()
+    assert keys.opened == 0
+    clock.now += 1
+    ring.turn()
+    assert keys.opened == 1
+    clock.now += 899
+    assert branch.use() == bytes(32)
+
+
+def test_serves_to_the_hard_limit_then_fails_closed_then_recovers() -> None:
+    keys, clock = Keys(), Clock()
+    ring = Stepped(keys, clock)
+    branch = ring.create(CONTEXT)
+    sealed = branch.seal(b"plain")
+    keys.problem = Reason.KEYS_UNAVAILABLE
+    for _ in range(89):
+        clock.now += 10
+        ring.turn()
+        assert branch.open(sealed) == b"plain"
+    clock.now += 10
+    ring.turn()
+    assert refused(branch) is Reason.KEYS_UNAVAILABLE
+    with pytest.raises(SealwardError):
+        branch.open(sealed)
+    assert ring.told == [False]
+    keys.problem = None
+    clock.now += 15
+    ring.turn()
+    assert branch.open(sealed) == b"plain"
+    assert ring.told == [False, True]
+
+
+def test_the_hard_limit_holds_without_any_turn() -> None:
+    clock = Clock()
+    branch = Stepped(Keys(), clock).create(CONTEXT)
+    clock.now += 900
+    assert refused(branch) is Reason.KEYS_UNAVAILABLE
+
+
+def test_a_lease_counts_from_when_it_was_asked_for() -> None:
+    clock = Clock()
+
+    class Slow(Keys):
+        def open(
+            self, context: EncryptionContext, wrapped: bytes, timeout: float
+        ) -> tuple[bytes, Lease]:
+            clock.now += 4
+            return super().open(context, wrapped, timeout)
+
+    ring = Stepped(Slow(), clock)
+    branch = ring.open(CONTEXT, ring.create(CONTEXT).wrapped)
+    clock.now += 896
+    assert refused(branch) is Reason.KEYS_UNAVAILABLE
+
+
+@pytest.mark.parametrize("reason", [Reason.SEAL_BROKEN, Reason.IDENTITY_FORBIDDEN])
+def test_a_refusal_beats_the_time_that_is_left(reason: Reason) -> None:
+    keys, clock = Keys(), Clock()
+    ring = Stepped(keys, clock)
+    branch = ring.create(CONTEXT)
+    clock.now += 300
+    keys.problem = reason
+    ring.turn()
+    assert refused(branch) is Reason.KEYS_UNAVAILABLE
+    assert ring.told == [False]
+
+
+def test_retries_slow_down_and_are_not_hurried_by_uses() -> None:
+    keys, clock = Keys(Lease(10, 1000, 4, 10_000)), Clock()
+    ring = Stepped(keys, clock)
+    branch = ring.create(CONTEXT)
+    keys.problem = Reason.KEYS_UNAVAILABLE
+    clock.now += 10
+    for _ in range(600):
+        ring.turn()
+        clock.now += 0.1
+        ring.wake(branch)
+    assert 5 <= keys.opened <= 10
+
+
+def test_a_key_used_up_is_renewed_at_once() -> None:
+    keys, clock = Keys(Lease(300, 900, 4, 10_000)), Clock()
+    ring = Stepped(keys, clock)
+    branch = ring.create(CONTEXT)
+    branch.use(messages=4)
+    assert refused(branch) is Reason.KEYS_UNAVAILABLE
+    ring.turn()
+    assert branch.use(messages=4)
+
+
+def test_objects_are_bound_to_their_resource() -> None:
+    ring = Stepped(Keys(), Clock())
+    branch = ring.create(CONTEXT)
+    one, other = branch.seal(b"one", "a" * 64), branch.seal(b"other", "b" * 64)
+    assert branch.open(one, "a" * 64) == b"one"
+    with pytest.raises(SealwardError) as caught:
+        branch.open(other, "a" * 64)
+    assert caught.value.reason is Reason.SEAL_BROKEN
+    with pytest.raises(SealwardError):
+        branch.open(one)
+
+
+def test_close_forgets() -> None:
+    keys, clock = Keys(), Clock()
+    ring = Stepped(keys, clock)
+    one, other = ring.create(CONTEXT), ring.create(CONTEXT)
+    one.close()
+    assert refused(one) is Reason.KEYS_UNAVAILABLE
+    clock.now += 300
+    ring.turn()
+    assert keys.opened == 1
+    ring.close()
+    assert refused(other) is Reason.KEYS_UNAVAILABLE
+    with pytest.raises(SealwardError):
+        ring.create(CONTEXT)
+
+
+def test_down_at_the_start_is_told() -> None:
+    keys = Keys()
+    keys.problem = Reason.KEYS_UNAVAILABLE
+    with pytest.raises(SealwardError) as caught:
+        Stepped(keys, Clock()).create(CONTEXT)
+    assert caught.value.reason is Reason.KEYS_UNAVAILABLE
+
+
+def test_the_thread_renews_and_fails_closed() -> None:
+    """The real thread on the real clock: soft limit 20 ms, hard limit 300 ms."""
+    keys = Keys(Lease(0.02, 0.3, 1000, 10_000))
+    told = threading.Event()
+    ring = KeyRing(keys, on_ready=lambda ready: None if ready else told.set())
+    try:
+        branch = ring.create(CONTEXT)
+        for _ in range(3):
+            keys.asked.clear()
+            assert keys.asked.wait(10)
+        keys.problem = Reason.KEYS_UNAVAILABLE
+        assert told.wait(10)
+        assert refused(branch) is Reason.KEYS_UNAVAILABLE
+        keys.problem = None
+        deadline = time.monotonic() + 10
+        while not branch.live and time.monotonic() < deadline:
+            keys.asked.clear()
+            keys.asked.wait(1)
+        assert branch.use()
+    finally:
+        ring.close()
+
+
+def test_repr_shows_no_key() -> None:
+    branch = Stepped(Keys(), Clock()).create(CONTEXT)
+    assert repr(branch) == "BranchKey(purpose='session', live=True)"
