@@ -1,0 +1,1 @@
+"""The command `sealward`: one file per noun, and the supervisor behind `sealward up`."""

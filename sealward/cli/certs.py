@@ -1,0 +1,135 @@
+"""`sealward certs`: the certificates in use."""
+
+from __future__ import annotations
+
+import datetime as dt
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sealward.cli.errors import CliError
+from sealward.cli.options import DEFAULT, Dir, Json
+from sealward.cli.output import emit, table
+from sealward.cli.suite import SERVICES, Suite
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+    from sealward.kit.tls import Material
+
+app = typer.Typer(help="Certificates.", no_args_is_help=True)
+
+
+@app.command()
+def show(directory: Dir = DEFAULT, as_json: Json = False) -> None:
+    """Show the certificates of the services, the administrator and the users."""
+    suite = Suite.at(directory)
+    rows = collect(suite)
+    if as_json:
+        emit({"certificates": rows}, as_json=True)
+        return
+    table(
+        ["holder", "identity", "valid until", "state"],
+        [[r["holder"], r["identity"], r["not_after"], r["state"]] for r in rows],
+        empty="no certificates",
+    )
+
+
+@app.command()
+def rotate(
+    user: Annotated[
+        str, typer.Option("--user", metavar="NAME", help="This user's; else every one that is due.")
+    ] = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Renew certificates of `clients/` now. Key pairs stay: sessions are bound to them.
+
+    Services and the administrator renew theirs by themselves.
+    """
+    from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
+    from sealward.cli.certificates import issue_client
+    from sealward.cli.connect import Admin, user_folder
+    from sealward.cli.renew import renew
+    from sealward.cli.rpc import calling
+
+    suite = Suite.at(directory)
+    suite.require_running()
+    if user:
+        user_folder(suite, user)
+        with calling("renewing"), Admin(suite).channel("gateway") as channel:
+            issue_client(suite, UserServiceStub(channel), user)
+        renewed, refused = [user], list[str]()
+    else:
+        renewed, refused = renew(suite)
+    if refused:
+        raise CliError(
+            f"not renewed: {', '.join(refused)}", advice="sealward user list", renewed=renewed,
+            refused=refused,
+        )  # fmt: skip
+    emit(
+        {"renewed": renewed},
+        as_json=as_json,
+        text=f"renewed: {', '.join(renewed) or 'nothing was due'}",
+    )
+
+
+def collect(suite: Suite) -> list[dict[str, Any]]:
+    """Return one row for each certificate that is in use."""
+    from cryptography.x509 import load_pem_x509_certificate
+
+    from sealward.cli.certificates import client_folders, ensure_admin
+
+    rows: list[dict[str, Any]] = []
+    if suite.supervisor_pid() is not None:
+        material = ensure_admin(suite)
+        for name in SERVICES:
+            # ssl.SSLError is an OSError.
+            with suppress(OSError):
+                rows.append(_row(f"service {name}", _served(suite, name, material)))
+    for folder, holder in [
+        (suite.admin, "administrator"),
+        *((f, f"user {f.name}") for f in client_folders(suite)),
+    ]:
+        with suppress(OSError, ValueError):
+            rows.append(_row(holder, load_pem_x509_certificate((folder / "cert.pem").read_bytes())))
+    return rows
+
+
+def _served(suite: Suite, name: str, material: Material) -> Certificate:
+    """Return the certificate that a service shows in its handshake."""
+    import socket
+    import ssl
+
+    from cryptography.x509 import load_der_x509_certificate
+
+    from sealward.kit.settings import split_address
+    from sealward.kit.tls import Credentials
+
+    context = Credentials(material).ssl_context(ssl.Purpose.SERVER_AUTH)
+    context.check_hostname = False
+    context.set_alpn_protocols(["h2"])
+    address = split_address(suite.address(name))
+    with (
+        socket.create_connection(address, timeout=5) as plain,
+        context.wrap_socket(plain) as secure,
+    ):
+        return load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+
+
+def _row(holder: str, certificate: Certificate) -> dict[str, Any]:
+    from cryptography import x509
+
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    now = dt.datetime.now(dt.UTC)
+    state = "ok" if now < start + (end - start) / 2 else "due"
+    return {
+        "holder": holder,
+        "identity": next(iter(names.get_values_for_type(x509.UniformResourceIdentifier)), ""),
+        "serial": f"{certificate.serial_number:x}",
+        "not_before": start.isoformat(timespec="seconds"),
+        "not_after": end.isoformat(timespec="seconds"),
+        "state": "expired" if now >= end else state,
+    }

@@ -1,0 +1,92 @@
+"""`sealward login` and `sealward logout`."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealward.cli.options import DEFAULT, Dir, Json, User
+from sealward.cli.output import emit
+from sealward.cli.passwords import read_password
+from sealward.cli.suite import Suite
+
+
+def login(
+    user: User,
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="File with the password; else asked.")
+    ] = None,
+    new_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--new-password-file",
+            help="File with the password to set; required after a one-time one.",
+        ),
+    ] = None,
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Log a user in; the token is kept in `clients/NAME/session`."""
+    suite = Suite.at(directory)
+    password = read_password(password_file, f"password of {user}")
+    new = read_password(new_password_file, "new password") if new_password_file else ""
+    token, expires = start_session(suite, user, password, new)
+    until = dt.datetime.fromtimestamp(expires, dt.UTC).isoformat(timespec="seconds")
+    emit(
+        {"token": token, "expires": expires},
+        as_json=as_json,
+        text=f"{user} is logged in until {until}",
+    )
+
+
+def logout(user: User, directory: Dir = DEFAULT, as_json: Json = False) -> None:
+    """End a user's session."""
+    import grpc
+
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
+    from sealward.cli.connect import CALL_SECONDS, user_channel, user_folder
+    from sealward.cli.rpc import calling, error_info
+
+    suite = Suite.at(directory)
+    session = user_folder(suite, user) / "session"
+    if not session.exists():
+        emit({"ended": False}, as_json=as_json, text=f"{user} is not logged in")
+        return
+    metadata = (("authorization", f"Bearer {session.read_text(encoding='ascii').strip()}"),)
+    with calling("logging out"), user_channel(suite, user) as channel:
+        try:
+            SessionServiceStub(channel).Logout(
+                gw.LogoutRequest(), metadata=metadata, timeout=CALL_SECONDS
+            )
+        except grpc.RpcError as error:
+            # A session that is over already is what was asked for.
+            if error_info(error)[0] not in ("SESSION_INVALID", "SESSION_EXPIRED"):
+                raise
+    session.unlink(missing_ok=True)
+    emit({"ended": True}, as_json=as_json, text=f"{user} is logged out")
+
+
+def start_session(
+    suite: Suite, user: str, password: str, new_password: str = ""
+) -> tuple[str, int]:
+    """Log in and keep the token in the client folder; return token and expiry (epoch seconds)."""
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
+    from sealward.cli.connect import CALL_SECONDS, user_channel, user_folder
+    from sealward.cli.rpc import calling
+    from sealward.cli.suite import write_private
+    from sealward.cli.up import FIRST_ADMIN
+
+    with calling("logging in"), user_channel(suite, user) as channel:
+        answer = SessionServiceStub(channel).Login(
+            gw.LoginRequest(user=user, password=password, new_password=new_password),
+            timeout=CALL_SECONDS,
+        )
+    write_private(user_folder(suite, user) / "session", answer.token.encode("ascii"))
+    if user == FIRST_ADMIN and new_password:
+        suite.admin_password_file.unlink(missing_ok=True)
+    return answer.token, int(answer.expires)

@@ -1,0 +1,96 @@
+"""A failed call, as a command's error: its status decides the exit code, its reason the advice."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from sealward.cli.errors import CliError, Exit
+
+_UNAVAILABLE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+
+ADVICE: Mapping[str, str] = {
+    "SESSION_MISSING": "log in: sealward login --user NAME",
+    "SESSION_INVALID": "log in again: sealward login --user NAME",
+    "SESSION_EXPIRED": "log in again: sealward login --user NAME",
+    "SESSION_CERTIFICATE_MISMATCH": "use the token with the certificate that logged in",
+    "PASSWORD_CHANGE_REQUIRED": "add --new-password-file FILE",
+    "PURPOSE_REQUIRED": "name the purpose of use: --purpose TREAT",
+    "PURPOSE_UNKNOWN": "use an HL7 v3 PurposeOfUse code such as TREAT",
+    "MODEL_UNKNOWN": "list the models: sealward model list",
+    "AUDIT_UNAVAILABLE": "see sealward status; nothing was released",
+    "KEYS_UNAVAILABLE": "see sealward status",
+    "INFERENCE_UNAVAILABLE": "see sealward status",
+    "SESSION_STORE_UNAVAILABLE": "see sealward status",
+    "RATE_LIMITED": "wait, then try again",
+    "OVERLOADED": "wait, then try again",
+    "INTERNAL": "look for the incident in the service's log under logs/",
+}
+
+
+def error_info(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
+    """Return the reason and metadata of google.rpc.ErrorInfo; empty when there is none of ours."""
+    from google.rpc.error_details_pb2 import ErrorInfo
+    from google.rpc.status_pb2 import Status
+
+    raw = trailers(error).get("grpc-status-details-bin", b"")
+    status = Status()
+    try:
+        status.ParseFromString(raw if isinstance(raw, bytes) else b"")
+    except ValueError:
+        return "", {}
+    for detail in status.details:
+        info = ErrorInfo()
+        if detail.Unpack(info) and info.domain == "sealward":
+            return str(info.reason), dict(info.metadata)
+    return "", {}
+
+
+def trailers(call: Any) -> dict[str, str | bytes]:
+    """Return the trailing metadata of a call or of its error."""
+    return dict(call.trailing_metadata() or ())
+
+
+def cli_error(error: grpc.RpcError, what: str) -> CliError:
+    """Turn the error of a call into what the command prints. `what` names the attempt."""
+    call: Any = error
+    code: grpc.StatusCode = call.code()
+    reason, metadata = error_info(error)
+    metadata_of_call = trailers(call)
+    receipt = metadata_of_call.get("sealward-receipt-bin")
+    # The text of a status without a reason of ours is the transport's own: it names addresses.
+    message = str(call.details()) if reason else f"{what}: the service does not answer"
+    if not reason and code not in _UNAVAILABLE:
+        message = f"{what}: {call.details()}"
+    index = metadata_of_call.get("sealward-log-index")
+    return CliError(
+        message,
+        advice=ADVICE.get(reason, "" if reason else "see sealward status"),
+        code=Exit.UNAVAILABLE if code in _UNAVAILABLE else Exit.FAILED,
+        status=code.name,
+        reason=reason,
+        field=metadata.get("field"),
+        incident=metadata.get("incident"),
+        event_id=metadata_of_call.get("sealward-event-id"),
+        log_index=int(index) if isinstance(index, str) and index.isdigit() else None,
+        receipt=base64.b64encode(receipt).decode() if isinstance(receipt, bytes) else None,
+    )
+
+
+@contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Turn a failed call inside the block into a CliError."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise cli_error(error, what) from None

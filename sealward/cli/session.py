@@ -1,0 +1,82 @@
+"""`sealward session`: who is logged in, and ending it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated
+
+import typer
+
+from sealward.cli.errors import usage
+from sealward.cli.options import DEFAULT, Dir, Json
+from sealward.cli.output import emit, table
+from sealward.cli.suite import Suite
+
+app = typer.Typer(help="List and revoke sessions.", no_args_is_help=True)
+
+UserOption = Annotated[str, typer.Option("--user", metavar="NAME", help="Of this user alone.")]
+
+
+@app.command("list")
+def list_(user: UserOption = "", directory: Dir = DEFAULT, as_json: Json = False) -> None:
+    """List the sessions, newest first."""
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+    from sealward.cli.rpc import calling
+
+    with calling("listing sessions"), Admin(Suite.at(directory)).channel("gateway") as channel:
+        sessions = (
+            SessionServiceStub(channel)
+            .ListSessions(gw.ListSessionsRequest(user=user), timeout=CALL_SECONDS)
+            .sessions
+        )
+    if as_json:
+        rows = [
+            {
+                "session_id": s.session_id,
+                "user": s.user,
+                "roles": list(s.roles),
+                "created": s.created,
+                "expires": s.expires,
+            }
+            for s in sessions
+        ]
+        emit({"sessions": rows}, as_json=True)
+        return
+    table(
+        ["session", "user", "roles", "created", "expires"],
+        [
+            [s.session_id, s.user, ", ".join(s.roles), _time(s.created), _time(s.expires)]
+            for s in sessions
+        ],
+        empty="no sessions",
+    )
+
+
+@app.command()
+def revoke(
+    session: Annotated[str, typer.Argument(metavar="[SESSION]", help="Id of the session.")] = "",
+    user: Annotated[
+        str, typer.Option("--user", metavar="NAME", help="Every session of this user.")
+    ] = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """End one session, or all of a user's."""
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+    from sealward.cli.rpc import calling
+
+    if bool(session) == bool(user):
+        raise usage("name one session or one --user")
+    with calling("revoking"), Admin(Suite.at(directory)).channel("gateway") as channel:
+        answer = SessionServiceStub(channel).RevokeSessions(
+            gw.RevokeSessionsRequest(session_id=session, user=user), timeout=CALL_SECONDS
+        )
+    emit({"revoked": answer.revoked}, as_json=as_json, text=f"sessions ended: {answer.revoked}")
+
+
+def _time(seconds: int) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")

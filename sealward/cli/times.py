@@ -1,0 +1,35 @@
+"""Times as people write them on a command line, and as they read them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+from sealward.cli.errors import usage
+
+_SPAN = re.compile(r"(\d{1,6})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_time(text: str, now: dt.datetime) -> int:
+    """Return nanoseconds since the epoch for `15m`, `2h`, `7d`, `2026-05-01` or an ISO time.
+
+    A span counts back from `now`; a time without a zone is local. Raise CliError.
+    """
+    span = _SPAN.fullmatch(text)
+    if span:
+        moment = now - dt.timedelta(seconds=int(span[1]) * _SECONDS[span[2]])
+    else:
+        try:
+            moment = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+        except ValueError:
+            raise usage(
+                f"{text} is not a time", "15m, 2h, 7d, 2026-05-01 or 2026-05-01T08:00:00Z"
+            ) from None
+    return int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
+
+
+def show_nanos(nanos: int) -> str:
+    """Return a time in UTC with milliseconds."""
+    moment = dt.datetime.fromtimestamp(nanos // 1_000_000_000, dt.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanos // 1_000_000 % 1000:03d}Z"

@@ -1,0 +1,414 @@
+"""`sealward up` and `sealward down`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from sealward.cli.errors import CliError, Exit, unavailable
+from sealward.cli.options import DEFAULT, Dir, Json
+from sealward.cli.output import emit, line
+from sealward.cli.suite import SERVICES, Suite, port_is_free, write_private
+
+if TYPE_CHECKING:
+    from sealward.kit.tls import Material
+
+FIRST_ADMIN = "admin"
+READY_SECONDS = 60.0
+STOP_SECONDS = 75.0
+_POLL_SECONDS = 0.02
+_GIVE_UP_AFTER = 3
+
+
+def up(
+    directory: Dir = DEFAULT,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when everything is ready.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the whole suite on this machine and keep it running until Ctrl-C."""
+    suite = Suite.at(directory)
+    running = suite.supervisor_pid()
+    if running is not None:
+        line(f"the suite in {suite.root} is already running (process {running})", err=True)
+        emit(suite.endpoints(), as_json=as_json, text=addresses(suite))
+        return
+    with start(suite, detach=detach, quiet=as_json) as started:
+        emit(started.as_json(), as_json=as_json, text=started.as_text())
+        if not detach:
+            started.wait()
+
+
+def down(directory: Dir = DEFAULT, as_json: Json = False) -> None:
+    """Drain and stop the suite. Stopping a suite that does not run is fine."""
+    suite = Suite.at(directory)
+    was_running = stop(suite)
+    emit(
+        {"stopped": was_running},
+        as_json=as_json,
+        text="stopped" if was_running else f"the suite in {suite.root} is not running",
+    )
+
+
+def stop(suite: Suite, seconds: float = STOP_SECONDS) -> bool:
+    """Drain the suite and wait for its end; False when it was not running."""
+    pid = suite.supervisor_pid()
+    if pid is None:
+        return False
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # The number may have been given to another process before we held it.
+        if suite.supervisor_pid() == pid:
+            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(descriptor)
+    deadline = time.monotonic() + seconds
+    while suite.supervisor_pid() == pid:
+        if time.monotonic() > deadline:
+            raise unavailable(
+                f"the suite did not stop within {seconds:.0f} s", f"see {suite.logs}/supervisor.log"
+            )
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+class Started:
+    """A suite that this command started. Leaving the block ends it unless it is detached."""
+
+    def __init__(
+        self, suite: Suite, supervisor: subprocess.Popen[bytes], *, detached: bool
+    ) -> None:
+        self.suite = suite
+        self.seconds = 0.0
+        self.password = ""
+        self._supervisor = supervisor
+        self._detached = detached
+        self._ready = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not (self._detached and self._ready):
+            self.close()
+
+    def ready(self, seconds: float, password: str) -> None:
+        """Note that everything serves."""
+        self.seconds, self.password, self._ready = seconds, password, True
+
+    def wait(self) -> None:
+        """Wait for Ctrl-C, SIGTERM or the end of the supervisor."""
+        line("Ctrl-C stops it", err=True)
+        code = self._supervisor.wait()
+        if code != 0:
+            raise CliError(
+                f"the supervisor ended with status {code}",
+                advice=f"see {self.suite.logs}/supervisor.log",
+            )
+
+    def check_alive(self) -> None:
+        """Raise CliError when the supervisor has ended."""
+        code = self._supervisor.poll()
+        if code is not None:
+            _, line_ = last_refusal(self.suite.logs / "supervisor.log")
+            raise unavailable(
+                line_ or f"the supervisor ended with status {code}",
+                f"see {self.suite.logs}/supervisor.log",
+            )
+
+    def close(self) -> None:
+        """Drain the suite and wait for its end."""
+        if self._supervisor.poll() is None:
+            line("stopping …", err=True)
+            self._supervisor.send_signal(signal.SIGTERM)
+        _patiently(self._supervisor)
+        if self._supervisor.stdin is not None:
+            self._supervisor.stdin.close()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `up --json` prints."""
+        result: dict[str, Any] = {
+            "dir": str(self.suite.root),
+            "seconds": round(self.seconds, 2),
+            "endpoints": self.suite.endpoints(),
+        }
+        if self.password:
+            result["first_admin"] = {"user": FIRST_ADMIN, "one_time_password": self.password}
+        return result
+
+    def as_text(self) -> str:
+        """Return what `up` prints."""
+        text = f"ready in {self.seconds:.1f} s\n{addresses(self.suite)}"
+        if self.password:
+            text += (
+                f"\nfirst administrator: {FIRST_ADMIN}, one-time password: {self.password}"
+                f"\n  (shown once; until it is used it is also in {self.suite.admin_password_file})"
+            )
+        return text
+
+
+def start(suite: Suite, *, detach: bool = False, quiet: bool = False) -> Started:
+    """Prepare the folder, start the supervisor and wait until everything serves.
+
+    Raise CliError, and leave nothing running, when it does not.
+    """
+    began = time.monotonic()
+    prepare(suite)
+    started = Started(suite, _spawn(suite, detach=detach), detached=detach)
+    # A terminating signal has to end the suite as Ctrl-C does.
+    _raise_on_term()
+    try:
+        material = _await_ready(started, began, quiet=quiet)
+        password = first_admin(suite, material)
+        from sealward.cli.renew import renew
+
+        renew(suite, material)
+    except BaseException:
+        started.close()
+        raise
+    started.ready(time.monotonic() - began, password)
+    return started
+
+
+def prepare(suite: Suite) -> None:
+    """Make folders, addresses and the unlock secret; raise CliError when one cannot be had."""
+    os.umask(0o077)
+    environ = os.environ
+    suite.create(environ)
+    if not environ.get("SEALWARD_KEYS_UNLOCK_FILE"):
+        make_unlock_secret(suite)
+    for name, places in suite.endpoints().items():
+        for kind in ("address", "metrics"):
+            host, _, port = places[kind].rpartition(":")
+            if not port_is_free(int(port), host.strip("[]")):
+                raise unavailable(
+                    f"{places[kind]} ({name}, {kind}) is in use by another process",
+                    f"stop that process, or remove {suite.endpoints_file} to have new addresses"
+                    " chosen (clients then need new profiles)",
+                )
+    suite.state_file.unlink(missing_ok=True)
+    for left in suite.enroll_dir.iterdir():
+        left.unlink()
+
+
+def make_unlock_secret(suite: Suite) -> None:
+    """Make the secret that opens the keystore (an age X25519 identity), once."""
+    if suite.unlock_file.exists():
+        return
+    if any((suite.root / "keys").iterdir()):
+        raise CliError(
+            f"{suite.unlock_file} is missing: {suite.root / 'keys'} cannot be opened without it",
+            advice="restore the file from its backup",
+        )
+    from pyrage import x25519
+
+    write_private(suite.unlock_file, f"{x25519.Identity.generate()}\n".encode())
+
+
+def first_admin(suite: Suite, material: Material) -> str:
+    """Create the first administrator of a new suite; return the one-time password, else ''."""
+    if suite.admin_password_file.exists() or (suite.clients / FIRST_ADMIN).exists():
+        return ""
+    import secrets
+
+    import grpc
+
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
+    from sealward.cli.certificates import ENROLL_SECONDS, issue_client
+    from sealward.cli.connect import Admin
+    from sealward.cli.rpc import calling, error_info
+
+    stub = UserServiceStub(Admin(suite, material).channel("gateway"))
+    password = secrets.token_urlsafe(15)
+    with calling("making the first administrator"):
+        try:
+            stub.CreateUser(
+                gw.CreateUserRequest(
+                    user=FIRST_ADMIN, roles=["security-admin"], password=password, one_time=True
+                ),
+                timeout=ENROLL_SECONDS,
+            )
+        except grpc.RpcError as error:
+            if error_info(error)[0] != "ALREADY_EXISTS":
+                raise
+            return ""
+        write_private(suite.admin_password_file, password.encode() + b"\n")
+        issue_client(suite, stub, FIRST_ADMIN)
+    return password
+
+
+def addresses(suite: Suite) -> str:
+    """Return the addresses of a suite as lines of text."""
+    endpoints = suite.endpoints()
+    lines = [f"  {name:<10} {endpoints[name]['address']}" for name in reversed(SERVICES)]
+    lines.append(f"  {'audit log':<10} {suite.log_dir}")
+    return "\n".join(lines)
+
+
+def last_refusal(path: Path) -> tuple[str, str]:
+    """Return event and reason of the last line of a log that says why a start was refused."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65536))
+            lines = file.read().splitlines()
+    except OSError:
+        return "", ""
+    for raw in reversed(lines):
+        try:
+            found = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and found.get("event") == "start.refused":
+            return "start.refused", str(found.get("reason") or found.get("message") or "")
+    return "", ""
+
+
+def _spawn(suite: Suite, *, detach: bool) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-P", "-m", "sealward.cli.supervisor", "--dir", str(suite.root)]
+    if not detach:
+        argv.append("--attached")
+    environ = dict(os.environ)
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_library_root(), *_python_path()]))
+    with _append(suite.logs / "supervisor.log") as output:
+        return subprocess.Popen(
+            argv,
+            env=environ,
+            cwd=suite.root,
+            stdin=subprocess.DEVNULL if detach else subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def _library_root() -> str:
+    import sealward
+
+    return str(Path(sealward.__path__[0]).parent)
+
+
+def _python_path() -> list[str]:
+    return os.environ.get("PYTHONPATH", "").split(os.pathsep)
+
+
+def _append(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+def _await_ready(started: Started, began: float, *, quiet: bool) -> Material:
+    suite = started.suite
+    watch = _Readiness(suite)
+    watch.start()
+    shown: set[str] = set()
+    try:
+        while not watch.done.wait(_POLL_SECONDS):
+            started.check_alive()
+            for name in watch.serving - shown:
+                if not quiet:
+                    line(f"  {name:<10} ready after {time.monotonic() - began:.1f} s", err=True)
+                shown.add(name)
+            _check_children(suite)
+            if time.monotonic() - began > READY_SECONDS:
+                missing = [name for name in SERVICES if name not in watch.serving]
+                raise unavailable(
+                    f"not ready after {READY_SECONDS:.0f} s: {', '.join(missing)}",
+                    f"see {suite.logs}",
+                )
+        started.check_alive()
+        return watch.result()
+    finally:
+        watch.stop.set()
+
+
+def _check_children(suite: Suite) -> None:
+    for name, child in suite.state().get("processes", {}).items():
+        if child["restarts"] >= _GIVE_UP_AFTER:
+            reason = last_refusal(suite.logs / f"{name}.log")[1]
+            raise unavailable(
+                f"{name} does not start: {reason or 'exit status ' + str(child['last_exit'])}",
+                f"see {suite.logs}/{name}.log and {name}.stderr",
+            )
+
+
+class _Readiness:
+    """Enrols the administrator and polls each service's health, in threads of its own."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.stop = threading.Event()
+        self.done = threading.Event()
+        self.serving: set[str] = set()
+        self._suite = suite
+        self._material: Material | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="readiness", daemon=True).start()
+
+    def result(self) -> Material:
+        if self._error is not None:
+            raise self._error
+        if self._material is None:
+            raise unavailable("the suite did not become ready")
+        return self._material
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:  # noqa: BLE001 - handed to the waiting thread
+            self._error = error
+        self.done.set()
+
+    def _watch(self) -> None:
+        from sealward.cli.certificates import ensure_admin
+        from sealward.cli.connect import Admin, wait_serving
+
+        self._material = ensure_admin(self._suite, READY_SECONDS)
+        admin = Admin(self._suite, self._material)
+        threads = [
+            threading.Thread(
+                target=wait_serving,
+                args=(admin.channel(name), self.stop, lambda name=name: self.serving.add(name)),
+                daemon=True,
+            )
+            for name in SERVICES
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def _raise_on_term() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+def _patiently(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a draining supervisor; a second Ctrl-C does not abandon it half-way."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while process.poll() is None:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            line("still draining …", err=True)
+        except subprocess.TimeoutExpired:
+            raise CliError("the suite did not stop in time", code=Exit.UNAVAILABLE) from None
