@@ -116,6 +116,8 @@ class CheckpointTracker:
             self._known.popitem(last=False)
 
     def _forked(self, message: str, seen: Seen, shown: Seen) -> ForkError:
+        # What waited can be proven no more; observe and owes raise from now on.
+        self._pending.clear()
         self._fork = ForkError(message, seen.note, shown.note)
         return self._fork
 

@@ -1,0 +1,215 @@
+"""The profile folder, sessions, renewal and declared models."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sealward.client import AsyncClient, Client, DeniedError, NotLoggedInError, ProfileError
+from sealward.client.profile import Profile, Sequence
+from sealward.client.renewal import Renewal
+from sealward.client.tensors import as_declared, decode_response, encode_request
+from sealward.kit.tls import load_material
+from tests.support.gateway_double import TOKEN, GatewayDouble
+
+ROWS = {"x": np.ones((1, 3), np.float32)}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "cert.pem", "key.pem", "log.vkey", "profile.json"])
+def test_a_missing_or_damaged_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\xff not what it should be")
+    with pytest.raises(ProfileError) as caught:
+        Client.from_profile(folder)
+    assert str(folder) in str(caught.value)
+    (folder / name).unlink()
+    with pytest.raises(ProfileError, match=name):
+        Client.from_profile(folder)
+
+
+def test_a_profile_without_a_field_is_refused(folder: Path) -> None:
+    (folder / "profile.json").write_text('{"user": "alice"}')
+    with pytest.raises(ProfileError, match="gateway"):
+        Client.from_profile(folder)
+
+
+def test_a_key_that_others_can_read_is_refused(folder: Path) -> None:
+    (folder / "key.pem").chmod(0o604)
+    with pytest.raises(ProfileError, match="chmod 600"):
+        Client.from_profile(folder)
+
+
+def test_login_keeps_the_token_and_logout_forgets_it(folder: Path) -> None:
+    (folder / "session").unlink()
+    with Client.from_profile(folder) as client:
+        with pytest.raises(NotLoggedInError):
+            client.infer("m", ROWS)
+        with pytest.raises(DeniedError):
+            client.login("wrong")
+        assert not (folder / "session").exists()
+        session = client.login("right")
+        assert session.idle_seconds == 900
+        assert (folder / "session").read_text() == "n" * 43
+        assert (folder / "session").stat().st_mode & 0o777 == 0o600
+        client.infer("m", ROWS)
+        client.logout()
+        with pytest.raises(NotLoggedInError):
+            client.infer("m", ROWS)
+    assert not (folder / "session").exists()
+    assert not (folder / "sequence").exists()
+
+
+def test_async_login(folder: Path) -> None:
+    async def run() -> None:
+        async with AsyncClient.from_profile(folder) as client:
+            await client.login("right")
+            await client.infer("m", ROWS)
+            await client.logout()
+
+    asyncio.run(run())
+
+
+def test_calls_are_numbered_by_session_across_processes(folder: Path) -> None:
+    one, two = Sequence(folder), Sequence(folder)
+    assert [one.next(TOKEN), two.next(TOKEN), one.next(TOKEN)] == [1, 2, 3]
+    assert two.next("another session") == 1
+    assert one.next(TOKEN) == 1
+    assert (folder / "sequence").stat().st_mode & 0o777 == 0o600
+    assert TOKEN.encode() not in (folder / "sequence").read_bytes()
+
+
+def test_the_declaration_is_fetched_once(gateway: GatewayDouble, folder: Path) -> None:
+    with Client.from_profile(folder) as client:
+        for _ in range(3):
+            client.infer("m", [[1, 2, 3]])
+        info = client.model("m")
+    assert gateway.calls["ModelMetadata"] == 1
+    assert (info.inputs[0].name, info.inputs[0].shape) == ("x", (-1, 3))
+
+
+def test_a_certificate_past_half_its_life_is_renewed(
+    gateway: GatewayDouble, tmp_path: Path
+) -> None:
+    # Issued with 60 s behind it, so 50 s more are less than half of its life.
+    folder = gateway.profile(tmp_path / "bob", seconds=50)
+    before = Profile.load(folder).material()
+    with Client.from_profile(folder) as client:
+        wait_for(lambda: Profile.load(folder).material().not_after > before.not_after)
+        first = gateway.certificates[0]
+        wait_for(lambda: client.infer("m", ROWS) is not None and gateway.certificates[-1] != first)
+    after = Profile.load(folder).material()
+    assert after.key_pem == before.key_pem
+    assert gateway.calls["IssueUserCertificate"] == 1
+
+
+def test_async_renewal(gateway: GatewayDouble, tmp_path: Path) -> None:
+    folder = gateway.profile(tmp_path / "bob", seconds=50)
+
+    async def run() -> None:
+        async with AsyncClient.from_profile(folder) as client:
+            await client.infer("m", ROWS)
+            first = gateway.certificates[0]
+            async with asyncio.timeout(15):
+                while gateway.certificates[-1] == first:
+                    await client.infer("m", ROWS)
+
+    asyncio.run(run())
+
+
+def test_a_certificate_that_somebody_renewed_is_taken_over(
+    gateway: GatewayDouble, tmp_path: Path
+) -> None:
+    folder = gateway.profile(tmp_path / "bob", seconds=50)
+    renewal = Renewal(Profile.load(folder))
+    assert renewal.wait() == 0
+    assert renewal.reload() is None
+    old = renewal.material
+    leaf = gateway.issue(renewal.request(), None)  # type: ignore[arg-type]
+    Renewal(Profile.load(folder)).accept(leaf)
+    taken = renewal.reload()
+    assert taken is not None
+    assert taken.not_after > old.not_after
+    assert 0 < renewal.wait() <= 60
+
+
+def test_a_certificate_for_another_identity_is_refused(
+    gateway: GatewayDouble, folder: Path
+) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+    from sealward.api.gateway.v1.gateway_pb2 import IssueUserCertificateResponse
+
+    renewal = Renewal(Profile.load(folder))
+    key = load_pem_private_key(renewal.material.key_pem, None)
+    names = [x509.UniformResourceIdentifier("spiffe://sealward.local/user/mallory")]
+    subject = x509.Name([])
+    leaf = gateway.authority._build(subject, key.public_key(), names)
+    response = IssueUserCertificateResponse(
+        certificate_pem=leaf.public_bytes(Encoding.PEM).decode(),
+        bundle_pem=gateway.authority.pem.decode(),
+    )
+    before = (folder / "cert.pem").read_bytes()
+    with pytest.raises(ProfileError, match="another identity"):
+        renewal.accept(response.SerializeToString())
+    foreign = gateway.authority.issue("spiffe://sealward.local/user/alice")
+    response.certificate_pem = foreign.chain_pem.decode()
+    with pytest.raises(ProfileError, match="cannot be used"):
+        renewal.accept(response.SerializeToString())
+    assert (folder / "cert.pem").read_bytes() == before
+    load_material((folder / "key.pem").read_bytes(), before, renewal.material.bundle_pem)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([[1.5, -2.5]], np.float32),
+        np.array([1, 2, 3], np.int64),
+        np.array([[True, False]]),
+        np.array([1.5], np.float16),
+        np.zeros((0, 3), np.float64),
+        np.array([["a", "\N{GREEK SMALL LETTER BETA}"], ["", "d"]], np.object_),
+    ],
+)
+def test_arrays_survive_the_wire(array: np.ndarray) -> None:  # type: ignore[type-arg]
+    from sealward.api.oip.v2.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+
+    request = ModelInferRequest.FromString(encode_request("m", "", "", {"x": array}, None))
+    tensor = request.inputs[0]
+    response = ModelInferResponse(model_name="m")
+    response.outputs.add(name="x", datatype=tensor.datatype, shape=tensor.shape)
+    response.raw_output_contents.append(request.raw_input_contents[0])
+    back = decode_response(response.SerializeToString())[3]["x"]
+    if tensor.datatype == "BYTES":
+        assert [item.decode() for item in back.ravel()] == array.ravel().tolist()
+    else:
+        np.testing.assert_array_equal(back, array)
+        assert back.dtype == array.dtype
+    assert back.shape == array.shape
+
+
+def test_typed_contents_are_read_too() -> None:
+    from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
+
+    response = ModelInferResponse(model_name="m")
+    output = response.outputs.add(name="y", datatype="FP32", shape=[2])
+    output.contents.fp32_contents.extend([0.25, 0.5])
+    assert decode_response(response.SerializeToString())[3]["y"].tolist() == [0.25, 0.5]
+
+
+def test_only_same_kind_casts_are_made() -> None:
+    assert as_declared([[1.0]], "FP32").dtype == np.float32
+    assert as_declared([[1]], "FP32").dtype == np.float32
+    assert as_declared([[1.5]], "INT64").dtype == np.float64
