@@ -1,0 +1,1 @@
+"""The audit service: the log, its index, receipts and review."""

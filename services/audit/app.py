@@ -1,0 +1,210 @@
+"""The composition root of the audit service."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
+from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from sealward.kit.channel import Channels
+from sealward.kit.context import ServiceContext
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.grpcio_front import BatchFront
+from sealward.kit.identity import parse_identity, spiffe_id
+from sealward.kit.keysclient import KeyRing, KeysServiceSource
+from sealward.kit.server import GrpcServer
+from services.audit.committer import Committer, MeteredAppender
+from services.audit.digests import IndexKeys
+from services.audit.entry import EntryMaker
+from services.audit.events import OwnEvents
+from services.audit.ingest_otlp import TraceIngest, add_to_server
+from services.audit.log import Log
+from services.audit.metrics import AuditMetrics
+from services.audit.origin import open_log_keys
+from services.audit.publisher import Publisher, check_published, write_vkey
+from services.audit.pump import AppendPump
+from services.audit.segments import Segments
+from services.audit.servicer import AuditServicer
+from services.audit.settings import AuditSettings
+from services.audit.sqlite_store import SqliteStore
+from services.audit.store import StoreError
+
+APPEND = "/sealward.api.audit.v1.AuditService/Append"
+_TICK_SECONDS = 1.0
+_SUMMARY_TICKS = 60
+
+T = TypeVar("T")
+
+
+class AuditApp:
+    """The audit service, composed. `address` is what it listens on."""
+
+    def __init__(self, ctx: ServiceContext[AuditSettings]) -> None:
+        """Open store, keys and log; raise StartupError when one of them is missing or damaged."""
+        settings = ctx.settings
+        self._ctx = ctx
+        metrics = self._metrics = AuditMetrics(ctx.metrics)
+        if not settings.keys_address:
+            raise StartupError("SEALWARD_AUDIT_KEYS_ADDRESS is not set")
+        self._channels = Channels(ctx.credentials, settings.keys_address, ctx.server_name("keys"))
+        self._ring = KeyRing(
+            KeysServiceSource(self._channels),
+            on_ready=lambda ready: ctx.health.set("keys", ready=ready),
+        )
+        self._store = SqliteStore(settings.data_dir / "log.db")
+        year = dt.datetime.now(dt.UTC).year
+        keys = _patiently(
+            lambda: open_log_keys(self._store, self._ring, settings.trust_domain, year),
+            settings.start_seconds,
+        )
+        segments = Segments(self._store, self._ring, keys.origin, entries=settings.segment_entries)
+        index_keys = IndexKeys(keys.index.use)
+        self._log = Log(
+            self._store,
+            segments,
+            index_keys,
+            keys.signer,
+            on_change=self._changed,
+            on_full=self._on_full,
+            on_broken=self._on_broken,
+        )
+        folder = settings.data_dir / "log"
+        if not check_published(folder, keys.signer.verifier, self._log):
+            ctx.log.warning("publisher.foreign-checkpoint")
+        write_vkey(settings.data_dir / "log.vkey", keys.signer.vkey)
+        self._publisher = Publisher(
+            self._log,
+            self._store,
+            folder,
+            ctx.log,
+            interval=settings.publish_ms / 1000,
+            on_published=self._on_published,
+        )
+        maker = EntryMaker(index_keys)
+        appender = MeteredAppender(self._log, metrics)
+        identity = parse_identity(spiffe_id(settings.trust_domain, "service", "audit"))
+        self._events = OwnEvents(lambda: self._committer, maker, identity, metrics, ctx.log)
+        self._committer = Committer(
+            appender,
+            ctx.log,
+            settings.waiting_entries,
+            self._events.conflicts,
+            metrics.waiting.set,
+        )
+        front = BatchFront(
+            APPEND, AppendRequest, AppendResponse, ctx.peers, ctx.log, shared_field="checkpoint"
+        )
+        self._pump = AppendPump(
+            front,
+            appender,
+            maker,
+            ctx.log,
+            self._events.conflicts,
+            lambda reason: metrics.refused.labels(reason.name).inc(),
+        )
+        servicer = AuditServicer(self._log, self._store, segments, index_keys)
+        self._server = GrpcServer(
+            ctx,
+            servicers=[
+                (add_AuditServiceServicer_to_server, servicer),
+                (_add_ingest, TraceIngest(self._committer, maker, metrics)),
+            ],
+            fronts=[front],
+            around=self._events,
+        )
+        self.address = self._server.address
+        self._stopped = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        size, _ = self._log.head
+        self._metrics.size.set(size)
+        self._ctx.health.set("disk", ready=True)
+        self._ctx.health.set("keys", ready=True)
+        self._committer.start()
+        try:
+            self._events.begun(size)
+        except SealwardError as error:
+            # A full disk may have space again before anybody asks; it is shown and waited for.
+            self._ctx.log.error("log.not-writable", reason=error.reason.name)
+        self._publisher.start()
+        self._pump.start()
+        self._keeper.start()
+        self._server.start()
+        self._ctx.log.info("log.open", origin=self._log.origin, size=size)
+
+    def stop(self, grace: float) -> None:
+        """Answer what was taken in, publish it, and release everything."""
+        ends = time.monotonic() + grace
+        self._server.drain(grace)
+        self._stopped.set()
+        self._pump.join(max(1.0, ends - time.monotonic()))
+        self._committer.close(max(1.0, ends - time.monotonic()))
+        self._publisher.stop(max(1.0, ends - time.monotonic()))
+        self._ring.close()
+        self._channels.close()
+        self._store.close()
+
+    def _changed(self, size: int, _checkpoint: bytes) -> None:
+        self._metrics.size.set(size)
+        self._publisher.changed()
+
+    def _on_published(self, size: int) -> None:
+        self._metrics.published_size.set(size)
+        self._metrics.published_time.set(time.time())
+
+    def _on_full(self, full: bool) -> None:
+        self._metrics.full.set(full)
+        self._ctx.health.set("disk", ready=not full)
+        if full:
+            self._ctx.log.error("log.disk-full")
+        else:
+            self._ctx.log.info("log.disk-has-space")
+
+    def _on_broken(self, reason: str) -> None:
+        self._ctx.health.set("disk", ready=False)
+        self._ctx.fail(reason)
+
+    def _keep(self) -> None:
+        """What is done now and then: move pages, look for space, summarise refusals."""
+        tick = 0
+        while not self._stopped.wait(_TICK_SECONDS):
+            tick += 1
+            try:
+                self._store.maintain()
+            except StoreError as error:
+                self._on_broken(str(error))
+                return
+            self._log.probe()
+            if tick % _SUMMARY_TICKS == 0:
+                self._events.summarise()
+
+
+def build(ctx: ServiceContext[AuditSettings]) -> AuditApp:
+    """Compose the service."""
+    return AuditApp(ctx)
+
+
+def _add_ingest(servicer: Any, server: Any) -> None:
+    add_to_server(servicer, server)
+
+
+def _patiently(action: Callable[[], T], seconds: float) -> T:
+    """Run `action` until it does not fail for want of the keys service, or time is over."""
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except SealwardError as error:
+            if error.retry_after is None:
+                raise StartupError(f"the log's keys do not open: {error.message}") from None
+            if time.monotonic() >= ends:
+                raise StartupError(
+                    f"no answer from the keys service in {seconds:.0f} s: is it running?"
+                ) from None
+            time.sleep(0.1)

@@ -1,0 +1,227 @@
+"""From what a producer sends to what is sealed: one candidate for the log. Pure but for the keys.
+
+A producer says what happened; who said it is taken from its certificate, and pseudonyms and keyed
+digests are made here, so that no other service holds a key of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from google.protobuf.message import DecodeError
+
+from sealward.api.audit.v1.audit_pb2 import Entry
+from sealward.kit import attributes as names
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import Identity
+from sealward.kit.reasons import Reason
+from sealward.kit.spans import AttributeValue, attribute
+from sealward.seal.entries import OVERHEAD_BYTES
+from sealward.tlog.leaf import (
+    DIGEST_SIZE,
+    EVENT_ID_SIZE,
+    NO_BINDING,
+    PREFIX_SIZE,
+    leaf_prefix,
+)
+from services.audit.digests import IndexKeys
+from services.audit.spanfilter import FilteredSpan, SpanError, SpanFilter
+from services.audit.store import Row
+
+MAX_RELEASING_BYTES = 2048
+"""Bytes of a leaf that leaves in a receipt: trailers have to stay below 6 KiB."""
+
+MAX_SPAN_BYTES = 48 << 10
+"""Bytes of a leaf from an exported span."""
+
+MAX_PATIENT_BYTES = 256
+"""Bytes of a patient reference."""
+
+_CLEAR_BYTES = PREFIX_SIZE + OVERHEAD_BYTES
+_DERIVED = b"sealward/otlp-event/v1\n"
+
+# What an outside producer may say. Who acted, with what outcome, on which model: these are
+# statements of ours, and an outsider's span must not be able to look like one.
+WORKLOAD_ATTRIBUTES = frozenset(
+    {
+        names.CALLER_SEQ, names.DATA_CATEGORY, names.DATA_ORIGIN, names.ORGANIZATION,
+        names.MODEL_VERSION, names.METHOD, names.SERVICE_NAME, names.ROWS,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An event that may enter the log: the clear part of its leaf, its span, its index row."""
+
+    prefix: bytes
+    span: bytes
+    row: Row
+    dropped: int = 0
+
+
+class Producers:
+    """What each identity says of itself in the record, encoded once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, bytes]] = {}
+
+    def of(self, identity: Identity) -> tuple[str, bytes]:
+        """Return the producer's id and its encoded attributes."""
+        known = self._known.get(identity.uri)
+        if known is None:
+            ours = identity.kind in ("service", "admin")
+            name = identity.name if ours else identity.uri
+            encoded = attribute(names.PRODUCER_ID, name)
+            if not ours:
+                encoded += attribute(names.ACTOR_ID, identity.name)
+                encoded += attribute(names.ACTOR_KIND, identity.kind)
+            if len(self._known) > 4096:
+                self._known.clear()
+            known = self._known[identity.uri] = (name, encoded)
+        return known
+
+
+class EntryMaker:
+    """Makes candidates. Thread-safe."""
+
+    def __init__(self, keys: IndexKeys) -> None:
+        self._keys = keys
+        self._producers = Producers()
+        # The producer's name is never taken from the span.
+        self._ours = SpanFilter(names.ALLOWED - {names.PRODUCER_ID})
+        self._theirs = SpanFilter(WORKLOAD_ATTRIBUTES)
+
+    def appended(self, body: bytes, identity: Identity) -> Candidate:
+        """Read a serialised Entry; raise SealwardError naming the field that is wrong."""
+        try:
+            entry = Entry.FromString(body)
+        except DecodeError:
+            raise SealwardError(
+                Reason.REQUEST_MALFORMED, "the entry is not a well-formed message"
+            ) from None
+        _check_entry(entry)
+        try:
+            span = self._ours.filter(entry.span)
+        except SpanError as error:
+            raise _invalid(str(error), error.field) from None
+        if names.EVENT_TYPE not in span.values:
+            raise _invalid("the span has no event type", names.EVENT_TYPE)
+        if span.values.get(names.OUTCOME) not in names.OUTCOMES:
+            raise _invalid("the span has no outcome", names.OUTCOME)
+        added = [self._producers.of(identity)[1]]
+        pseudonym = ""
+        if entry.patient:
+            pseudonym = self._keys.pseudonym(entry.patient)
+            added.append(attribute(names.PATIENT, pseudonym))
+            added.append(attribute(names.PATIENT_REFERENCE, entry.patient))
+        if entry.input_digest:
+            keyed = self._keys.digest(entry.input_digest)
+            added.append(attribute(names.INPUT_DIGEST, keyed))
+        if entry.output_digest:
+            keyed = self._keys.digest(entry.output_digest)
+            added.append(attribute(names.OUTPUT_DIGEST, keyed))
+        whole = b"".join((span.body, *added))
+        if len(whole) + _CLEAR_BYTES > MAX_RELEASING_BYTES:
+            raise SealwardError(
+                Reason.MESSAGE_TOO_LARGE,
+                f"an entry may have {MAX_RELEASING_BYTES} bytes",
+                field="span",
+            )
+        row = _row(entry.event_id, self._keys.fingerprint(body), span, span.values, pseudonym)
+        return Candidate(leaf_prefix(entry.event_id, entry.binding), whole, row, span.dropped)
+
+    def exported(self, body: bytes, identity: Identity) -> Candidate:
+        """Read a serialised Span from OTLP; raise SpanError when it can never be recorded."""
+        ours = identity.kind == "service"
+        span = (self._ours if ours else self._theirs).filter(body)
+        name, added = self._producers.of(identity)
+        values = span.values
+        event_id = _event_id(values.get(names.EVENT_ID)) if ours else None
+        if event_id is None:
+            event_id = derived_event_id(name, span.trace_id, span.span_id)
+        if not ours:
+            values = {**values, names.ACTOR_ID: identity.name}
+        if values.get(names.OUTCOME, "ok") not in names.OUTCOMES:
+            raise SpanError("the outcome is not one of its values", "sealward.outcome")
+        whole = span.body + added
+        if len(whole) + _CLEAR_BYTES > MAX_SPAN_BYTES:
+            raise SpanError("the span is too large", "span")
+        row = _row(event_id, self._keys.fingerprint(whole), span, values, "")
+        return Candidate(leaf_prefix(event_id, NO_BINDING), whole, row, span.dropped)
+
+    def own(self, event_id: bytes, span: bytes, identity: Identity, patient: str) -> Candidate:
+        """Make an entry of the audit service's own; raise SealwardError."""
+        return self.appended(
+            Entry(
+                event_id=event_id, binding=NO_BINDING, span=span, patient=patient
+            ).SerializeToString(),
+            identity,
+        )
+
+
+def derived_event_id(producer: str, trace_id: bytes, span_id: bytes) -> bytes:
+    """Return the event id of a span that has none: the same for every repetition of the span.
+
+    A UUIDv8 (RFC 9562 section 5.8) from SHA-256 over producer, trace id and span id. The producer
+    is in it so that nobody can occupy another's events.
+    """
+    drawn = bytearray(sha256(_DERIVED + trace_id + span_id + producer.encode()).digest()[:16])
+    drawn[6] = drawn[6] & 0x0F | 0x80
+    drawn[8] = drawn[8] & 0x3F | 0x80
+    return bytes(drawn)
+
+
+def _event_id(value: AttributeValue | None) -> bytes | None:
+    """Read `sealward.event.id`: 32 hex digits, with or without the dashes of a UUID."""
+    if not isinstance(value, str):
+        return None
+    try:
+        event_id = bytes.fromhex(value.replace("-", ""))
+    except ValueError:
+        return None
+    return event_id if len(event_id) == EVENT_ID_SIZE else None
+
+
+def _row(
+    event_id: bytes,
+    fingerprint: bytes,
+    span: FilteredSpan,
+    values: Mapping[str, AttributeValue],
+    patient: str,
+) -> Row:
+    get = values.get
+    outcome = get(names.OUTCOME)
+    return Row(
+        event_id,
+        fingerprint,
+        span.start,
+        span.event_type,
+        outcome if isinstance(outcome, str) else "failed" if span.failed else "ok",
+        str(get(names.CODE, "")),
+        str(get(names.REASON, "")),
+        str(get(names.ACTOR_ID, "")),
+        str(get(names.MODEL_NAME, "")),
+        str(get(names.PURPOSE, "")),
+        patient,
+    )
+
+
+def _check_entry(entry: Entry) -> None:
+    event_id = entry.event_id
+    if len(event_id) != EVENT_ID_SIZE or event_id[6] >> 4 != 7 or event_id[8] >> 6 != 2:
+        raise _invalid("event_id is a UUIDv7 of 16 bytes", "event_id")
+    if len(entry.binding) != DIGEST_SIZE:
+        raise _invalid("binding has 32 bytes", "binding")
+    if len(entry.patient.encode()) > MAX_PATIENT_BYTES:
+        raise _invalid("patient is too long", "patient")
+    if len(entry.input_digest) not in (0, DIGEST_SIZE):
+        raise _invalid("a digest has 32 bytes or is empty", "input_digest")
+    if len(entry.output_digest) not in (0, DIGEST_SIZE):
+        raise _invalid("a digest has 32 bytes or is empty", "output_digest")
+
+
+def _invalid(message: str, field: str) -> SealwardError:
+    return SealwardError(Reason.FIELD_INVALID, message, field=field)

@@ -1,0 +1,76 @@
+"""OTLP/gRPC trace ingest: exported spans into the same log (opentelemetry-proto, specification.md).
+
+Acknowledged when durable. Overload and a full disk are UNAVAILABLE with RetryInfo, which every
+exporter retries; `partial_success` is for spans that can never be recorded, because it must not be
+retried. A repeated span is acknowledged again and stored once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+from sealward.kit.chain import peer_of
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import Identity
+from services.audit.committer import Committer
+from services.audit.entry import Candidate, EntryMaker
+from services.audit.metrics import AuditMetrics
+from services.audit.spanfilter import SpanError
+
+SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
+
+
+class TraceIngest:
+    """TraceService/Export."""
+
+    def __init__(self, committer: Committer, maker: EntryMaker, metrics: AuditMetrics) -> None:
+        self._committer = committer
+        self._maker = maker
+        self._metrics = metrics
+
+    def Export(
+        self, request: ExportTraceServiceRequest, context: grpc.ServicerContext
+    ) -> ExportTraceServiceResponse:
+        """Record the spans of a request; raise SealwardError when they are to be sent again."""
+        return self.ingest(request, peer_of(context).identity)
+
+    def ingest(
+        self, request: ExportTraceServiceRequest, identity: Identity
+    ) -> ExportTraceServiceResponse:
+        """Record the spans of a request that came from `identity`."""
+        candidates: list[Candidate] = []
+        rejected = 0
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    try:
+                        candidates.append(self._maker.exported(span.SerializeToString(), identity))
+                    except SpanError:
+                        rejected += 1
+        if rejected:
+            self._metrics.refused.labels("SPAN_INVALID").inc(rejected)
+        results = self._committer.submit(candidates)
+        rejected += sum(isinstance(result, SealwardError) for result in results)
+        response = ExportTraceServiceResponse()
+        if rejected:
+            response.partial_success.rejected_spans = rejected
+            response.partial_success.error_message = (
+                "spans without valid ids and times, too large, or with an event id that is taken"
+            )
+        return response
+
+
+def add_to_server(ingest: TraceIngest, server: Any) -> None:
+    """Register the handler, as the generated function of opentelemetry-proto does."""
+    handler = grpc.unary_unary_rpc_method_handler(
+        ingest.Export,
+        request_deserializer=ExportTraceServiceRequest.FromString,
+        response_serializer=ExportTraceServiceResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(SERVICE, {"Export": handler})

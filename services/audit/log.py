@@ -1,0 +1,291 @@
+"""The log: candidates in, places with proofs out. One batch is one transaction and one signature.
+
+The order is what the promises rest on: seal, extend the tree on paper, commit entries and tree head
+in one transaction, and only when that is on the disk extend the tree in memory, sign the head and
+answer. So nothing is ever signed that is not durable, and a commit that fails leaves no trace.
+Ed25519 is deterministic: the signed checkpoint of a stored head is the same bytes whenever it is
+made, so the head is all that has to be stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.reasons import Reason
+from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
+from sealward.tlog.merkle import EMPTY_ROOT, Tree, leaf_hash, node_hash
+from sealward.tlog.note import Ed25519Signer
+from services.audit.digests import IndexKeys
+from services.audit.entry import Candidate
+from services.audit.segments import Segments
+from services.audit.store import Head, LogStore, StoreBrokenError, StoreFullError
+
+_LOAD = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where an entry stands. `path` is its inclusion proof, joined. `repeated`: it was there."""
+
+    index: int
+    leaf: bytes
+    path: bytes
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What became of a batch: for each candidate its place or its error, in order.
+
+    `checkpoint` is the signed checkpoint that all the paths refer to.
+    """
+
+    results: list[Placed | SealwardError]
+    checkpoint: bytes
+    conflicts: list[int] = field(default_factory=list)
+    added: int = 0
+
+
+class _Turns:
+    """One at a time; who is urgent goes first."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._busy = False
+        self._urgent = 0
+
+    def take(self, *, urgent: bool) -> None:
+        with self._condition:
+            self._urgent += urgent
+            self._condition.wait_for(lambda: not self._busy and (urgent or not self._urgent))
+            self._urgent -= urgent
+            self._busy = True
+
+    def give(self) -> None:
+        with self._condition:
+            self._busy = False
+            self._condition.notify_all()
+
+
+class Log:
+    """One log. Thread-safe.
+
+    `on_change` is told of each new head (size, checkpoint); `on_full` whether the disk is full;
+    `on_broken` once, when the store failed for good: the process has to stop then.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        segments: Segments,
+        keys: IndexKeys,
+        signer: Ed25519Signer,
+        *,
+        on_change: Callable[[int, bytes], None] = lambda _size, _checkpoint: None,
+        on_full: Callable[[bool], None] = lambda _full: None,
+        on_broken: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        """Rebuild the tree from the store; raise StartupError when it is not the committed one."""
+        self._store = store
+        self._segments = segments
+        self._keys = keys
+        self._signer = signer
+        self._on_change = on_change
+        self._on_full = on_full
+        self._on_broken = on_broken
+        self._turns = _Turns()
+        self._broken = False
+        self._full = False
+        self._tree = load_tree(store)
+        # One value, replaced as a whole: readers see size and checkpoint that belong together.
+        self._head = (self._tree.size, self._sign(self._tree.size, self._tree.root()))
+
+    @property
+    def origin(self) -> str:
+        """The log's name."""
+        return self._signer.name
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """The newest size and its signed checkpoint."""
+        return self._head
+
+    @property
+    def full(self) -> bool:
+        """True while the disk takes nothing."""
+        return self._full
+
+    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+        """Append a batch and return when it is durable. `urgent`: an answer waits for it.
+
+        Each result is a Placed or the SealwardError ALREADY_EXISTS of an id that is taken by
+        another event. For errors of the whole batch raise SealwardError AUDIT_UNAVAILABLE or
+        KEYS_UNAVAILABLE: then nothing of it is in the log.
+        """
+        self._turns.take(urgent=urgent)
+        try:
+            if self._broken:
+                raise _unavailable("the audit log has failed")
+            return self._append(candidates)
+        except StoreFullError:
+            self._set_full(full=True)
+            raise _unavailable("the disk of the audit log is full") from None
+        except StoreBrokenError as error:
+            self._broken = True
+            self._on_broken(str(error))
+            raise _unavailable("the audit log has failed") from None
+        finally:
+            self._turns.give()
+
+    def receipt(self, event_id: bytes) -> tuple[Placed, bytes]:
+        """Return place and checkpoint of an event; raise SealwardError NOT_FOUND."""
+        size, checkpoint = self._head
+        found = self._store.find((event_id,)).get(event_id)
+        if found is None or found[0] >= size:
+            raise SealwardError(Reason.NOT_FOUND, "no such event", field="event_id")
+        return self._placed(found[0], size), checkpoint
+
+    def consistency(self, old: int, new: int) -> bytes:
+        """Return the consistency proof between two sizes, joined; raise SealwardError."""
+        if not 0 <= old <= new <= self._head[0]:
+            raise SealwardError(
+                Reason.FIELD_INVALID, "sizes rise and are not above the log's", field="sizes"
+            )
+        return b"".join(self._tree.consistency(old, new))
+
+    def root(self, size: int) -> bytes:
+        """Return the root over the first `size` entries; raise IndexError beyond the log."""
+        return self._tree.root(size)
+
+    def hashes(self, level: int, start: int, end: int) -> bytes:
+        """Return the joined nodes [start, end) of a tree level, as tiles hold them."""
+        return self._tree.nodes(level, start, end)
+
+    def probe(self) -> None:
+        """Find out whether a full disk has space again; quiet otherwise."""
+        if self._full:
+            self._turns.take(urgent=False)
+            try:
+                self._store.put([("probe", b"")])
+                self._set_full(full=False)
+            except StoreFullError:
+                pass
+            except StoreBrokenError as error:
+                self._broken = True
+                self._on_broken(str(error))
+            finally:
+                self._turns.give()
+
+    def _append(self, candidates: Sequence[Candidate]) -> Committed:
+        self._keys.check()
+        known = self._store.find([c.row.event_id for c in candidates])
+        first = self._tree.size
+        fresh: list[Candidate] = []
+        places: list[int] = []
+        for candidate in candidates:
+            row = candidate.row
+            index, fingerprint = known.get(row.event_id, (-1, b""))
+            if index < 0:
+                index = first + len(fresh)
+                fresh.append(candidate)
+                # The same id twice in one batch is known from here on.
+                known[row.event_id] = (index, row.fingerprint)
+            elif fingerprint != row.fingerprint:
+                index = -1
+            places.append(index)
+        leaves = self._store_new(first, fresh) if fresh else []
+        size, checkpoint = self._head
+        paths = self._tree.inclusions(first, size, size) if fresh else []
+        results: list[Placed | SealwardError] = []
+        used: set[int] = set()
+        for index in places:
+            if index < 0:
+                results.append(
+                    SealwardError(Reason.ALREADY_EXISTS, "this event id is taken", field="event_id")
+                )
+            elif index >= first:
+                at = index - first
+                results.append(Placed(index, leaves[at], paths[at], index in used))
+                used.add(index)
+            else:
+                results.append(self._placed(index, size, repeated=True))
+        conflicts = [n for n, index in enumerate(places) if index < 0]
+        return Committed(results, checkpoint, conflicts, len(fresh))
+
+    def _store_new(self, first: int, fresh: Sequence[Candidate]) -> list[bytes]:
+        sealed = self._segments.seal_all([(c.prefix, c.span) for c in fresh])
+        leaves = [c.prefix + s for c, s in zip(fresh, sealed, strict=True)]
+        hashes = [leaf_hash(leaf) for leaf in leaves]
+        size = first + len(leaves)
+        root = grown_root(self._tree, hashes)
+        self._store.commit(first, leaves, [c.row for c in fresh], Head(size, root))
+        self._tree.append(hashes)
+        self._head = (size, self._sign(size, root))
+        if self._full:
+            self._set_full(full=False)
+        self._on_change(*self._head)
+        return leaves
+
+    def _placed(self, index: int, size: int, *, repeated: bool = False) -> Placed:
+        leaf = self._store.leaves(index, index + 1)[0]
+        path = b"".join(self._tree.inclusion(index, size))
+        return Placed(index, leaf, path, repeated)
+
+    def _sign(self, size: int, root: bytes) -> bytes:
+        return sign_checkpoint(Checkpoint(self._signer.name, size, root), (self._signer,))
+
+    def _set_full(self, *, full: bool) -> None:
+        if full is not self._full:
+            self._full = full
+            self._on_full(full)
+
+
+def load_tree(store: LogStore) -> Tree:
+    """Rebuild the tree from every leaf in the store.
+
+    Raise StartupError when it is not the tree whose head was committed last: signing on from
+    another one would fork the log.
+    """
+    head = store.head() or Head(0, EMPTY_ROOT)
+    tree = Tree()
+    try:
+        for start in range(0, head.size, _LOAD):
+            leaves = store.leaves(start, min(start + _LOAD, head.size))
+            tree.append([leaf_hash(leaf) for leaf in leaves])
+    except StoreBrokenError as error:
+        raise StartupError(f"the audit store cannot be read: {error}") from None
+    if tree.root() != head.root:
+        raise StartupError(
+            f"the audit store was changed: its {head.size} entries do not give the committed root"
+        )
+    return tree
+
+
+def grown_root(tree: Tree, hashes: Sequence[bytes]) -> bytes:
+    """Return the root that the tree would have with these leaf hashes appended (RFC 6962, 2.1)."""
+    size = tree.size
+    # The complete subtrees under the right edge, as (level, hash), the largest first.
+    edge = [
+        (level, tree.node(level, (size >> level) - 1))
+        for level in range(size.bit_length() - 1, -1, -1)
+        if size >> level & 1
+    ]
+    for leaf in hashes:
+        level, node = 0, leaf
+        while edge and edge[-1][0] == level:
+            node = node_hash(edge.pop()[1], node)
+            level += 1
+        edge.append((level, node))
+    if not edge:
+        return EMPTY_ROOT
+    root = edge.pop()[1]
+    while edge:
+        root = node_hash(edge.pop()[1], root)
+    return root
+
+
+def _unavailable(message: str) -> SealwardError:
+    return SealwardError(Reason.AUDIT_UNAVAILABLE, message, retry_after=1.0)

@@ -1,0 +1,57 @@
+"""Metrics of the audit service. Every name stands here."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class AuditMetrics:
+    """Counters of one process. No label carries an id."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.append_seconds = Histogram(
+            "sealward_audit_append_seconds", "Time to make a batch durable, the fsync included",
+            registry=registry, buckets=_SECONDS,
+        )  # fmt: skip
+        self.batch_entries = Histogram(
+            "sealward_audit_batch_entries", "Entries in a batch", registry=registry, buckets=_SIZES
+        )
+        self.entries = Counter(
+            "sealward_audit_entries", "Entries added to the log", registry=registry
+        )
+        self.repeated = Counter(
+            "sealward_audit_repeated", "Entries that were in the log already", registry=registry
+        )
+        self.conflicts = Counter(
+            "sealward_audit_conflicts", "Event ids that came again with other content",
+            registry=registry,
+        )  # fmt: skip
+        self.refused = Counter(
+            "sealward_audit_refused", "Entries refused, by reason", ["reason"], registry=registry
+        )
+        self.attributes_dropped = Counter(
+            "sealward_audit_attributes_dropped", "Span attributes outside the allow-list",
+            registry=registry,
+        )  # fmt: skip
+        self.denied_unrecorded = Counter(
+            "sealward_audit_denied_summarised", "Refused calls that went into a summary",
+            registry=registry,
+        )  # fmt: skip
+        self.waiting = Gauge(
+            "sealward_audit_waiting_entries", "Entries waiting for the log", registry=registry
+        )
+        self.size = Gauge("sealward_audit_log_size", "Entries in the log", registry=registry)
+        self.published_size = Gauge(
+            "sealward_audit_published_size", "Entries under the published checkpoint",
+            registry=registry,
+        )  # fmt: skip
+        self.published_time = Gauge(
+            "sealward_audit_published_time_seconds", "When the checkpoint was last published",
+            registry=registry,
+        )  # fmt: skip
+        self.full = Gauge(
+            "sealward_audit_disk_full", "1 while the disk takes nothing", registry=registry
+        )

@@ -1,0 +1,203 @@
+"""Publishes the log as files: a C2SP tlog-tiles tree that any tlog tool reads.
+
+Files are derived from the store and never read back as truth. They are written to a temporary name
+and renamed, tiles before the checkpoint that speaks of them, and not synced: after a crash the
+start compares each with what the store says and writes anew what differs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from sealward.kit.errors import StartupError
+from sealward.kit.logging import where
+from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
+from sealward.tlog.errors import TlogError
+from sealward.tlog.note import Verifier
+from sealward.tlog.tiles import (
+    CHECKPOINT_PATH,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    Tile,
+    encode_bundle,
+    tiles_at,
+    tiles_between,
+)
+from services.audit.log import Log
+from services.audit.store import LogStore
+
+_RETRY_SECONDS = 1.0
+
+
+class Publisher:
+    """Keeps a directory (0700, files 0600) up with a log, from a thread of its own."""
+
+    def __init__(
+        self,
+        log: Log,
+        store: LogStore,
+        folder: Path,
+        logger: structlog.typing.FilteringBoundLogger,
+        *,
+        interval: float = 0.1,
+        on_published: Callable[[int], None] = lambda _size: None,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._folder = folder
+        self._logger = logger
+        self._interval = interval
+        self._on_published = on_published
+        self._changed = threading.Event()
+        self._stop = threading.Event()
+        self._size = 0
+        self._known: set[Path] = set()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        """Begin: compare what is there, then follow the log."""
+        self._thread.start()
+
+    def changed(self) -> None:
+        """Say that the log has grown. Cheap, from any thread."""
+        self._changed.set()
+
+    def stop(self, timeout: float) -> None:
+        """Publish what is left and end."""
+        self._stop.set()
+        self._changed.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def rebuild(self) -> int:
+        """Make the files what the store says; return how many differed or were missing."""
+        size, checkpoint = self._log.head
+        repaired = 0
+        for tile in tiles_at(size):
+            wanted = self._content(tile)
+            path = self._folder / tile.path
+            if not _holds(path, wanted):
+                repaired += 1
+                self._write(path, wanted)
+            self._drop_partials(tile)
+        if size and not _holds(self._folder / CHECKPOINT_PATH, checkpoint):
+            repaired += 1
+        self._write(self._folder / CHECKPOINT_PATH, checkpoint)
+        self._size = size
+        self._on_published(size)
+        return repaired
+
+    def publish(self) -> None:
+        """Write what has changed since the last time, the checkpoint last."""
+        size, checkpoint = self._log.head
+        if size == self._size:
+            return
+        for tile in tiles_between(self._size, size):
+            self._write(self._folder / tile.path, self._content(tile))
+            self._drop_partials(tile)
+        self._write(self._folder / CHECKPOINT_PATH, checkpoint)
+        self._size = size
+        self._on_published(size)
+
+    def _run(self) -> None:
+        failing = not self._guard(self._first)
+        while not self._stop.is_set() or self._changed.is_set():
+            if failing:
+                if self._stop.wait(_RETRY_SECONDS):
+                    return
+                # What a failed round left half done, the comparison finds.
+                failing = not self._guard(self._first)
+                continue
+            self._changed.wait()
+            self._changed.clear()
+            begun = time.monotonic()
+            failing = not self._guard(self.publish)
+            # The next round begins an interval after this one did.
+            self._stop.wait(max(0.0, begun + self._interval - time.monotonic()))
+
+    def _first(self) -> None:
+        repaired = self.rebuild()
+        if repaired:
+            self._logger.info("publisher.repaired", count=repaired, size=self._size)
+
+    def _guard(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - the log goes on without its copy
+            self._logger.error(
+                "publisher.failed", error_type=type(error).__name__, where=where(error)
+            )
+            return False
+        return True
+
+    def _content(self, tile: Tile) -> bytes:
+        start = tile.index * TILE_WIDTH
+        if tile.level is None:
+            return encode_bundle(self._store.leaves(start, start + tile.width))
+        return self._log.hashes(TILE_HEIGHT * tile.level, start, start + tile.width)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if path.parent not in self._known:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._known.add(path.parent)
+        temporary = path.with_name(f".{path.name}.new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        temporary.replace(path)
+
+    def _drop_partials(self, tile: Tile) -> None:
+        """Once a tile is full its partial forms may go (tlog-tiles, "Partial Tiles")."""
+        if tile.width != TILE_WIDTH:
+            return
+        folder = self._folder / f"{tile.path}.p"
+        if folder.is_dir():
+            for file in folder.iterdir():
+                file.unlink(missing_ok=True)
+            folder.rmdir()
+            self._known.discard(folder)
+
+
+def check_published(folder: Path, verifier: Verifier, log: Log) -> bool:
+    """Compare the published checkpoint with the log before anything new is signed.
+
+    Raise StartupError when it is of a longer log or another tree: the store was rolled back or
+    exchanged. Return False when there is one that this log's key has not signed; it is no witness.
+    """
+    try:
+        published = open_checkpoint((folder / CHECKPOINT_PATH).read_bytes(), (verifier,))
+    except FileNotFoundError:
+        return True
+    except (OSError, TlogError):
+        return False
+    size, _ = log.head
+    if published.size > size:
+        raise StartupError(
+            f"the audit store has {size} entries, but {published.size} were published:"
+            " it was rolled back"
+        )
+    if published != Checkpoint(log.origin, published.size, log.root(published.size)):
+        raise StartupError("the audit store is not the log that was published")
+    return True
+
+
+def write_vkey(path: Path, line: str) -> None:
+    """Write the verifier key file: one line, mode 0600."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(f"{line}\n".encode())
+    temporary.replace(path)
+
+
+def _holds(path: Path, wanted: bytes) -> bool:
+    try:
+        return path.read_bytes() == wanted
+    except OSError:
+        return False

@@ -1,0 +1,171 @@
+"""AuditService but for Append: proto to domain and back. Who may call is the chassis's business."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from sealward.api.audit.v1 import audit_pb2, audit_pb2_grpc
+from sealward.kit import attributes as names
+from sealward.kit.chain import call_of
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+from sealward.tlog.leaf import EVENT_ID_SIZE, PREFIX_SIZE, parse_leaf
+from services.audit.digests import IndexKeys
+from services.audit.entry import MAX_PATIENT_BYTES
+from services.audit.log import Log, Placed
+from services.audit.segments import Segments
+from services.audit.store import LogStore, Query, Row, StoreError
+
+_DEFAULT_LIMIT, _MOST_EVENTS = 100, 10_000
+_MOST_SIZES = 64
+_MAX_TIME = (1 << 63) - 1
+_NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+
+
+class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
+    """Review and proofs. Append is served by the front of the hot path."""
+
+    def __init__(self, log: Log, store: LogStore, segments: Segments, keys: IndexKeys) -> None:
+        self._log = log
+        self._store = store
+        self._segments = segments
+        self._keys = keys
+
+    def Append(
+        self,
+        request_iterator: Iterator[audit_pb2.AppendRequest],
+        context: Any,
+    ) -> Iterator[audit_pb2.AppendResponse]:
+        """Refused here: the front has the handler of this method (app.py)."""
+        raise SealwardError(Reason.METHOD_UNKNOWN, "served by the front")
+
+    def GetReceipt(
+        self, request: audit_pb2.GetReceiptRequest, context: grpc.ServicerContext
+    ) -> audit_pb2.GetReceiptResponse:
+        """Place and proof of an event against the newest checkpoint."""
+        event_id = _event_id(request.event_id)
+        call_of(context).attributes[names.TARGET] = event_id.hex()
+        placed, checkpoint = self._receipt(event_id)
+        return audit_pb2.GetReceiptResponse(receipt=_receipt(placed), checkpoint=checkpoint)
+
+    def GetConsistency(
+        self, request: audit_pb2.GetConsistencyRequest, context: grpc.ServicerContext
+    ) -> audit_pb2.GetConsistencyResponse:
+        """Consistency proofs between neighbouring sizes."""
+        sizes = list(request.sizes)
+        if not 2 <= len(sizes) <= _MOST_SIZES:
+            raise _invalid(f"sizes has 2 to {_MOST_SIZES} numbers", "sizes")
+        call_of(context).attributes[names.COUNT] = len(sizes)
+        proofs = [self._log.consistency(old, new) for old, new in itertools.pairwise(sizes)]
+        return audit_pb2.GetConsistencyResponse(proofs=proofs)
+
+    def QueryEvents(
+        self, request: audit_pb2.QueryEventsRequest, context: grpc.ServicerContext
+    ) -> audit_pb2.QueryEventsResponse:
+        """The index rows that match, newest first."""
+        left = call_of(context).attributes
+        query = self._query(request)
+        if request.patient:
+            left[names.PATIENT_REFERENCE] = request.patient
+        if _NAME.fullmatch(request.user):
+            # Whose activity was looked at. What is no name may be anything, and is not kept.
+            left[names.TARGET] = request.user
+        try:
+            rows = self._store.rows(query)
+        except StoreError:
+            raise _unavailable() from None
+        left[names.COUNT] = len(rows)
+        return audit_pb2.QueryEventsResponse(events=[_summary(index, row) for index, row in rows])
+
+    def GetEvent(
+        self, request: audit_pb2.GetEventRequest, context: grpc.ServicerContext
+    ) -> audit_pb2.GetEventResponse:
+        """One event, opened, with its proof."""
+        event_id = _event_id(request.event_id)
+        call_of(context).attributes[names.TARGET] = event_id.hex()
+        placed, checkpoint = self._receipt(event_id)
+        leaf = parse_leaf(placed.leaf)
+        span = self._segments.open(placed.leaf[:PREFIX_SIZE], leaf.sealed)
+        try:
+            row = self._store.row(placed.index)
+        except StoreError:
+            raise _unavailable() from None
+        return audit_pb2.GetEventResponse(
+            summary=_summary(placed.index, row),
+            span=span,
+            receipt=_receipt(placed),
+            checkpoint=checkpoint,
+        )
+
+    def _receipt(self, event_id: bytes) -> tuple[Placed, bytes]:
+        try:
+            return self._log.receipt(event_id)
+        except StoreError:
+            raise _unavailable() from None
+
+    def _query(self, request: audit_pb2.QueryEventsRequest) -> Query:
+        if request.outcome and request.outcome not in names.OUTCOMES:
+            raise _invalid("outcome is ok, denied or failed", "outcome")
+        if request.limit > _MOST_EVENTS:
+            raise _invalid(f"limit is at most {_MOST_EVENTS}", "limit")
+        for field in ("since_unix_nano", "until_unix_nano", "before_index"):
+            if getattr(request, field) > _MAX_TIME:
+                raise _invalid(f"{field} is too large", field)
+        if len(request.patient.encode()) > MAX_PATIENT_BYTES:
+            raise _invalid("patient is too long", "patient")
+        patient = None
+        if request.patient:
+            self._keys.check()
+            patient = self._keys.pseudonym(request.patient)
+        return Query(
+            user=request.user or None,
+            patient=patient,
+            model=request.model or None,
+            outcome=request.outcome or None,
+            type=request.type.removesuffix("*") or None,
+            since=request.since_unix_nano,
+            until=request.until_unix_nano,
+            before_index=request.before_index,
+            limit=request.limit or _DEFAULT_LIMIT,
+        )
+
+
+def _event_id(value: bytes) -> bytes:
+    if len(value) != EVENT_ID_SIZE:
+        raise _invalid("event_id has 16 bytes", "event_id")
+    return value
+
+
+def _receipt(placed: Placed) -> audit_pb2.Receipt:
+    return audit_pb2.Receipt(log_index=placed.index, leaf=placed.leaf, path=placed.path)
+
+
+def _summary(index: int, row: Row) -> audit_pb2.EventSummary:
+    return audit_pb2.EventSummary(
+        event_id=row.event_id,
+        log_index=index,
+        time_unix_nano=row.time,
+        type=row.type,
+        outcome=row.outcome,
+        code=row.code,
+        reason=row.reason,
+        actor=row.actor,
+        model=row.model,
+        purpose=row.purpose,
+        patient=row.patient,
+    )
+
+
+def _invalid(message: str, field: str) -> SealwardError:
+    return SealwardError(Reason.FIELD_INVALID, message, field=field)
+
+
+def _unavailable() -> SealwardError:
+    return SealwardError(
+        Reason.AUDIT_UNAVAILABLE, "the audit store cannot be read", retry_after=1.0
+    )

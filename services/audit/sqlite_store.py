@@ -1,0 +1,253 @@
+"""The embedded store: SQLite in WAL mode with synchronous=FULL, one transaction a batch.
+
+Torn writes and recovery are SQLite's: a commit is one fsync of the write-ahead log, and a torn tail
+of it is dropped on opening. The writer has a connection of its own; reads go through another and
+see the last commit.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sealward.kit.errors import StartupError
+from services.audit.store import Head, Query, Row, StoreBrokenError, StoreFullError
+
+_APPLICATION_ID = 0x5EA10A1D
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
+CREATE TABLE events (
+  idx INTEGER PRIMARY KEY, event_id BLOB NOT NULL, fingerprint BLOB NOT NULL,
+  time INTEGER NOT NULL, type TEXT NOT NULL, outcome TEXT NOT NULL, code TEXT NOT NULL,
+  reason TEXT NOT NULL, actor TEXT NOT NULL, model TEXT NOT NULL, purpose TEXT NOT NULL,
+  patient TEXT NOT NULL
+);
+CREATE UNIQUE INDEX events_by_id ON events (event_id);
+CREATE INDEX events_by_patient ON events (patient) WHERE patient != '';
+CREATE INDEX events_by_actor ON events (actor) WHERE actor != '';
+CREATE INDEX events_by_model ON events (model) WHERE model != '';
+CREATE TABLE head (
+  id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL, root BLOB NOT NULL
+);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+_COLUMNS = (
+    "event_id, fingerprint, time, type, outcome, code, reason, actor, model, purpose, patient"
+)
+# Pages in the write-ahead log at which a commit moves them itself. maintain() comes long before;
+# this is the bound when reads never leave it a gap.
+_AUTOCHECKPOINT_PAGES = 16_384
+_MAINTAIN_BYTES = 4 << 20
+
+
+class SqliteStore:
+    """A LogStore in one file (0600). See store.py for the contract of each method."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file; raise StartupError with one clear line."""
+        self._path = path
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._writer = self._connect()
+            self._prepare()
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA query_only=ON")
+            self._keeper = self._connect()
+        except (OSError, sqlite3.Error) as error:
+            name = getattr(error, "sqlite_errorname", type(error).__name__)
+            raise StartupError(f"the audit store {path} cannot be opened ({name})") from None
+
+    def _connect(self) -> sqlite3.Connection:
+        # Every use is under a lock of ours, from whichever thread.
+        db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint={_AUTOCHECKPOINT_PAGES}")
+        # Sorting and savepoints must leave nothing of the index in temporary files.
+        db.execute("PRAGMA temp_store=MEMORY")
+        db.execute("PRAGMA cache_size=-16384")
+        return db
+
+    def _prepare(self) -> None:
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise StartupError(f"the audit store {self._path} is of another version ({version})")
+        if version == 0:
+            self._writer.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION};"
+                f" PRAGMA application_id={_APPLICATION_ID}; COMMIT;"
+            )
+
+    def head(self) -> Head | None:
+        """See LogStore."""
+        row = self._read("SELECT size, root FROM head WHERE id = 1")
+        return Head(row[0][0], row[0][1]) if row else None
+
+    def commit(self, first: int, leaves: Sequence[bytes], rows: Sequence[Row], head: Head) -> None:
+        """See LogStore."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT INTO entries (idx, leaf) VALUES (?, ?)", enumerate(leaves, first)
+            )
+            db.executemany(
+                f"INSERT INTO events (idx, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+                [
+                    (
+                        index, r.event_id, r.fingerprint, r.time, r.type, r.outcome, r.code,
+                        r.reason, r.actor, r.model, r.purpose, r.patient,
+                    )
+                    for index, r in enumerate(rows, first)
+                ],
+            )  # fmt: skip
+            db.execute(
+                "INSERT INTO head (id, size, root) VALUES (1, ?1, ?2)"
+                " ON CONFLICT (id) DO UPDATE SET size = ?1, root = ?2",
+                (head.size, head.root),
+            )
+
+    def find(self, event_ids: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
+        """See LogStore."""
+        found: dict[bytes, tuple[int, bytes]] = {}
+        for start in range(0, len(event_ids), 256):
+            some = event_ids[start : start + 256]
+            marks = ",".join("?" * len(some))
+            rows = self._read(
+                f"SELECT event_id, idx, fingerprint FROM events WHERE event_id IN ({marks})",  # noqa: S608
+                some,
+                hot=True,
+            )
+            found.update((row[0], (row[1], row[2])) for row in rows)
+        return found
+
+    def leaves(self, start: int, end: int) -> list[bytes]:
+        """See LogStore."""
+        rows = self._read(
+            "SELECT leaf FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx", (start, end)
+        )
+        if len(rows) != end - start:
+            raise StoreBrokenError("entries are missing from the store")
+        return [row[0] for row in rows]
+
+    def rows(self, query: Query) -> list[tuple[int, Row]]:
+        """See LogStore."""
+        terms: list[str] = []
+        values: list[str | int] = []
+        # `!= ''` lets the planner use the partial indexes.
+        for column, wanted in (
+            ("patient", query.patient),
+            ("actor", query.user),
+            ("model", query.model),
+        ):
+            if wanted is not None:
+                terms.append(f"{column} = ? AND {column} != ''")
+                values.append(wanted)
+        if query.outcome is not None:
+            terms.append("outcome = ?")
+            values.append(query.outcome)
+        if query.type is not None:
+            if query.type.endswith("."):
+                terms.append("substr(type, 1, ?) = ?")
+                values += [len(query.type), query.type]
+            else:
+                terms.append("type = ?")
+                values.append(query.type)
+        for term, number in (
+            ("time >= ?", query.since),
+            ("time < ?", query.until),
+            ("idx < ?", query.before_index),
+        ):
+            if number:
+                terms.append(term)
+                values.append(number)
+        where = f"WHERE {' AND '.join(terms)}" if terms else ""
+        found = self._read(
+            f"SELECT idx, {_COLUMNS} FROM events {where} ORDER BY idx DESC LIMIT ?",  # noqa: S608
+            (*values, query.limit),
+        )
+        return [(row[0], Row(*row[1:])) for row in found]
+
+    def row(self, index: int) -> Row:
+        """See LogStore."""
+        found = self._read(f"SELECT {_COLUMNS} FROM events WHERE idx = ?", (index,))  # noqa: S608
+        if not found:
+            raise StoreBrokenError("an index row is missing from the store")
+        return Row(*found[0])
+
+    def get(self, name: str) -> bytes | None:
+        """See LogStore."""
+        rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
+        return bytes(rows[0][0]) if rows else None
+
+    def put(self, values: Iterable[tuple[str, bytes]]) -> None:
+        """See LogStore."""
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", list(values))
+
+    def maintain(self) -> None:
+        """Move committed pages from the write-ahead log into the database file.
+
+        PASSIVE: it waits for nobody and lets commits go on. A full disk is no error here, the
+        pages stay where they are.
+        """
+        try:
+            if Path(f"{self._path}-wal").stat().st_size < _MAINTAIN_BYTES:
+                return
+            self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except FileNotFoundError:
+            return
+        except sqlite3.Error as error:
+            if not isinstance(failure := _failure(error), StoreFullError):
+                raise failure from None
+
+    def close(self) -> None:
+        """See LogStore."""
+        self._keeper.close()
+        with self._read_lock:
+            self._reader.close()
+        with self._write_lock:
+            self._writer.close()
+
+    def _read(
+        self, sql: str, values: Sequence[str | int | bytes] = (), *, hot: bool = False
+    ) -> list[Any]:
+        # What a commit needs to know does not wait behind a long query.
+        lock, db = (self._write_lock, self._writer) if hot else (self._read_lock, self._reader)
+        try:
+            with lock:
+                return db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise _failure(error) from None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._write_lock:
+            db = self._writer
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                failure = _failure(error)
+                if isinstance(failure, StoreFullError) and db.in_transaction:
+                    try:
+                        db.execute("ROLLBACK")
+                    except sqlite3.Error:
+                        failure = StoreBrokenError("a transaction could not be undone")
+                raise failure from None
+
+
+def _failure(error: sqlite3.Error) -> StoreFullError | StoreBrokenError:
+    name = getattr(error, "sqlite_errorname", "")
+    # The index of the write-ahead log (shared memory) reports a full disk under its own name.
+    if name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"):
+        return StoreFullError("no space for the audit log")
+    return StoreBrokenError(f"the audit store failed ({name or type(error).__name__})")

@@ -1,0 +1,115 @@
+"""What the log needs from a database: one small interface, one file for each backend.
+
+A store keeps the entries, the index rows and the tree head that covers them, and commits all three
+together or not at all. It knows nothing of keys, signatures or spans. The embedded backend is
+sqlite_store.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class StoreError(Exception):
+    """Base of the errors here. None of them carries data."""
+
+
+class StoreFullError(StoreError):
+    """There is no space. Nothing of the batch was stored; a later one may succeed."""
+
+
+class StoreBrokenError(StoreError):
+    """The disk failed. What the last commit did is unknown: the process has to stop.
+
+    A failed fsync must never be tried again: the kernel may have dropped the dirty pages and then
+    says yes to data that is not there.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the index. Ids are opaque; `patient` is the keyed pseudonym, or empty.
+
+    `time` is the start of the span in nanoseconds since the epoch; `fingerprint` (16 bytes) tells
+    a repetition from another event under the same id.
+    """
+
+    event_id: bytes
+    fingerprint: bytes
+    time: int
+    type: str
+    outcome: str
+    code: str
+    reason: str
+    actor: str
+    model: str
+    purpose: str
+    patient: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The tree head over everything stored: number of leaves and their root (32 bytes)."""
+
+    size: int
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which rows to list. None and 0 do not restrict; times in nanoseconds, `until` exclusive.
+
+    `type` is a whole event type, or the part before `.*` with its dot.
+    """
+
+    user: str | None = None
+    patient: str | None = None
+    model: str | None = None
+    outcome: str | None = None
+    type: str | None = None
+    since: int = 0
+    until: int = 0
+    before_index: int = 0
+    limit: int = 100
+
+
+class LogStore(Protocol):
+    """Where a log lives. One process writes; reads may come from any thread."""
+
+    def head(self) -> Head | None:
+        """Return the newest committed head; None when nothing was ever committed."""
+
+    def commit(self, first: int, leaves: Sequence[bytes], rows: Sequence[Row], head: Head) -> None:
+        """Store entries [first, first + n), their rows and the new head, durably, or nothing.
+
+        Raise StoreFullError or StoreBrokenError.
+        """
+
+    def find(self, event_ids: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
+        """Return (index, fingerprint) of those events that are there."""
+
+    def leaves(self, start: int, end: int) -> list[bytes]:
+        """Return the leaves [start, end); raise StoreBrokenError when one is missing."""
+
+    def rows(self, query: Query) -> list[tuple[int, Row]]:
+        """Return (index, row), newest first."""
+
+    def row(self, index: int) -> Row:
+        """Return the row of one entry; raise StoreBrokenError when it is missing."""
+
+    def get(self, name: str) -> bytes | None:
+        """Return a named value of the log (its origin, its wrapped keys)."""
+
+    def put(self, values: Iterable[tuple[str, bytes]]) -> None:
+        """Store named values durably, all or none; raise as `commit`."""
+
+    def maintain(self) -> None:
+        """Do what the backend needs now and then; never while it would hold up a commit.
+
+        Raise as `commit`.
+        """
+
+    def close(self) -> None:
+        """Release everything."""
