@@ -221,17 +221,6 @@ class SessionStore:
                 self._forget(user_id, gone)
         return sorted(found, key=lambda session: session.created, reverse=True)
 
-    def get_or_set(self, key: str, value: Callable[[], bytes]) -> bytes:
-        """Return what is kept under `key`, or keep what `value` makes; the first writer wins."""
-        found = self._run(lambda: self._redis.get(key))
-        if found is None:
-            made = value()
-            self._run(lambda: self._redis.set(key, made, nx=True))
-            found = self._run(lambda: self._redis.get(key))
-        if found is None:
-            raise _unavailable()
-        return cast("bytes", found)
-
     def _open(self, name: str) -> Session:
         sealed, idle_ms = self._read(name)
         if sealed is None:

@@ -1,0 +1,135 @@
+"""Whether a prediction may begin: identity, session, request, purpose, policy, deadline.
+
+One pass a call, in this order, and nothing in it blocks: where the session is not in the cache,
+`begin` says so and the caller comes back with `proceed` when it has been loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from sealward.api.inference.v1.inference_pb2 import InferenceRecord
+from sealward.kit.access import allowed
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+from sealward.kit.seam import Call
+from sealward.kit.wire import WireError, oip_head
+from services.gateway.events import Event
+from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
+from services.gateway.policy import Decision, Policy
+from services.gateway.purposes import purpose_of
+from services.gateway.session import Session, token_hash
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MODEL_VERSION = re.compile(r"[A-Za-z0-9._-]{0,64}")
+
+
+class Sessions(Protocol):
+    """What admission needs of the session store."""
+
+    def find(self, name: str, spki: bytes) -> Session | None:
+        """See SessionStore.find."""
+
+    def load(self, name: str, spki: bytes) -> Session:
+        """See SessionStore.load."""
+
+
+class Limits(Protocol):
+    """What admission needs of the catalog."""
+
+    def time_limit(self, model: str) -> float:
+        """See Catalog.time_limit."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One prediction on its way through the gateway.
+
+    `deadline` is on the monotonic clock; `body` is the response message.
+    """
+
+    call: Call
+    event: Event
+    token_name: str = ""
+    session: Session | None = None
+    headers: Headers = NONE
+    decision: Decision | None = None
+    purpose: str = ""
+    model: str = ""
+    version: str = ""
+    deadline: float = float("inf")
+    body: bytes = b""
+    error: SealwardError | None = None
+    record: InferenceRecord | None = None
+
+
+class Admission:
+    """Decides on predictions. Thread-safe; raises SealwardError for a call that may not begin."""
+
+    def __init__(
+        self, sessions: Sessions, policy: Policy, limits: Limits, max_message_bytes: int
+    ) -> None:
+        self._sessions = sessions
+        self._policy = policy
+        self._limits = limits
+        self._max_bytes = max_message_bytes
+
+    def begin(self, flight: Flight) -> bool:
+        """Check identity and session, then `proceed`; False when the session has to be loaded."""
+        call = flight.call
+        if not allowed(call.peer.identity, call.method):
+            raise SealwardError(
+                Reason.IDENTITY_FORBIDDEN, f"{call.peer.identity.role} may not call this method"
+            )
+        flight.token_name = token_hash(bearer_token(call.metadata))
+        session = self._sessions.find(flight.token_name, call.peer.spki_sha256)
+        if session is None:
+            return False
+        flight.session = session
+        self.proceed(flight)
+        return True
+
+    def load(self, flight: Flight) -> None:
+        """Read the session from the store, then `proceed`. Blocks for a round trip or two."""
+        flight.session = self._sessions.load(flight.token_name, flight.call.peer.spki_sha256)
+        self.proceed(flight)
+
+    def proceed(self, flight: Flight) -> None:
+        """Check what comes after the session."""
+        call, session = flight.call, flight.session
+        assert session is not None  # noqa: S101 - both callers have just set it
+        flight.headers = headers = read_headers(call.metadata)
+        if len(call.body) > self._max_bytes:
+            raise SealwardError(
+                Reason.MESSAGE_TOO_LARGE, f"a request may have {self._max_bytes} bytes"
+            )
+        try:
+            model, version, _ = oip_head(call.body)
+        except WireError:
+            raise SealwardError(
+                Reason.REQUEST_MALFORMED, "the request is not a ModelInferRequest"
+            ) from None
+        if not _MODEL_NAME.fullmatch(model):
+            raise _field("model_name")
+        if not _MODEL_VERSION.fullmatch(version):
+            raise _field("model_version")
+        flight.model, flight.version = model, version
+        flight.purpose = purpose_of(headers.purpose, session.roles)
+        flight.decision = self._policy.decide(session.roles, "ModelInfer", model, flight.purpose)
+        if not flight.decision.permitted:
+            raise SealwardError(
+                Reason.POLICY_DENIED, "no rule permits this role this model for this purpose"
+            )
+        now = time.monotonic()
+        flight.deadline = min(call.deadline, now + self._limits.time_limit(model))
+        if flight.deadline <= now:
+            raise SealwardError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer")
+
+
+def _field(name: str) -> SealwardError:
+    return SealwardError(
+        Reason.FIELD_INVALID, f"{name} is missing or has a form that no model has", field=name
+    )

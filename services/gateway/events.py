@@ -1,0 +1,220 @@
+"""What the gateway's records say, written as OTLP bytes.
+
+Whatever does not change from call to call (who, by which rule, which model, how it ended) is
+encoded once and kept; see kit/spans.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sealward.api.audit.v1.audit_pb2 import Entry
+from sealward.api.inference.v1.inference_pb2 import InferenceRecord
+from sealward.kit import attributes as names
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import Identity
+from sealward.kit.reasons import Reason
+from sealward.kit.spans import (
+    STATUS_ERROR,
+    STATUS_OK,
+    IntAttribute,
+    SpanHead,
+    TextAttribute,
+    TraceParent,
+    attribute,
+)
+from sealward.tlog.leaf import Outcome, binding, leaf_prefix
+from services.gateway.session import Session
+
+_OUTCOMES = {Outcome.OK: "ok", Outcome.DENIED: "denied", Outcome.FAILED: "failed"}
+# Reasons below this one are about who asks and what they may do; the others about what went wrong.
+_FIRST_FAILURE = Reason.REQUEST_MALFORMED
+_METADATA = frozenset({Reason.PURPOSE_UNKNOWN, Reason.METADATA_UNKNOWN, Reason.METADATA_INVALID})
+
+
+def outcome_of(error: SealwardError | None) -> Outcome:
+    """Tell how a call ended: ok, denied (by us, for who asks or for what) or failed."""
+    if error is None:
+        return Outcome.OK
+    if error.reason < _FIRST_FAILURE and error.reason not in _METADATA:
+        return Outcome.DENIED
+    return Outcome.FAILED
+
+
+@lru_cache(maxsize=8192)
+def actor(identity: Identity, spki: bytes, session: Session | None) -> bytes:
+    """Encode who asked. Before there is a session the certificate alone says it."""
+    parts = [
+        attribute(names.ACTOR_ID, identity.name),
+        attribute(names.ACTOR_KIND, identity.kind),
+        attribute(names.ACTOR_CERT, spki.hex()),
+    ]
+    if session is not None:
+        parts += [
+            attribute(names.ACTOR_ROLES, session.roles),
+            attribute(names.SESSION_ID, session.session_id),
+        ]
+        if "break-glass" in session.roles:
+            parts.append(attribute(names.BREAK_GLASS, True))
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def decision(rule: str, digest: str, purpose: str) -> bytes:
+    """Encode which rule of which policy set decided, and the purpose of use."""
+    parts = [attribute(names.POLICY_ID, rule), attribute(names.POLICY_DIGEST, digest)]
+    if purpose:
+        parts.append(attribute(names.PURPOSE, purpose))
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def _model(
+    name: str,
+    version: str,
+    digest: bytes,
+    runtime: str,
+    determinism: str,
+    category: str,
+    origin: str,
+) -> bytes:
+    values = (
+        (names.MODEL_NAME, name),
+        (names.MODEL_VERSION, version),
+        (names.MODEL_DIGEST, digest.hex()),
+        (names.RUNTIME_DIGEST, runtime),
+        (names.DETERMINISM, determinism),
+        (names.DATA_CATEGORY, category),
+        (names.DATA_ORIGIN, origin),
+    )
+    return b"".join(attribute(key, value) for key, value in values if value)
+
+
+_rows = IntAttribute(names.ROWS).encode
+_batch_size = IntAttribute(names.BATCH_SIZE).encode
+_batch_position = IntAttribute(names.BATCH_POSITION).encode
+_caller_seq = IntAttribute(names.CALLER_SEQ).encode
+_producer_seq = IntAttribute(names.PRODUCER_SEQ).encode
+_event_id = TextAttribute(names.EVENT_ID, 32).encode
+
+
+def run(record: InferenceRecord) -> tuple[bytes, ...]:
+    """Encode what inference says of a run."""
+    r = record
+    model = _model(
+        *(r.model_name, r.model_version, r.model_digest, r.runtime_digest),
+        *(r.determinism, r.data_category, r.data_origin),
+    )
+    if not r.rows:
+        return (model,)
+    return (
+        *(model, _rows(r.rows)),
+        *(_batch_size(r.batch_size), _batch_position(r.batch_position)),
+    )
+
+
+def caller_seq(seq: int) -> bytes:
+    """Encode the caller's own number of the call."""
+    return _caller_seq(seq)
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """A call's record on its way: what has to be the same in the span, the leaf and the receipt.
+
+    `event_id` is 16 bytes (UUIDv7), `salt` 32, `start` and `end` nanoseconds since the epoch.
+    `request` and `response` are the SHA-256 of the messages, `model` of the model file; each is
+    empty where there is none.
+    """
+
+    event_id: bytes
+    salt: bytes
+    type: str
+    method: str
+    start: int
+    end: int = 0
+    error: SealwardError | None = None
+    parts: Sequence[bytes] = ()
+    parent: TraceParent | None = None
+    patient: str = ""
+    request: bytes = b""
+    response: bytes = b""
+    model: bytes = b""
+    prefix: bytes = b""
+
+
+class EventWriter:
+    """Writes entries for the log. Thread-safe.
+
+    `producer` names this process, and its numbers rise by one with each entry: a gap shows an entry
+    that got lost.
+    """
+
+    def __init__(self, producer: str) -> None:
+        self._producer = attribute(names.PRODUCER_ID, producer) + attribute(
+            names.SERVICE_NAME, "gateway"
+        )
+        self._heads = {kind: SpanHead(kind) for kind in names.EVENT_TYPES}
+        self._numbers = itertools.count(1)
+        self._ends: dict[tuple[str, str, int], bytes] = {}
+
+    def entry(self, event: Event) -> bytes:
+        """Serialise the Entry of an event, and set its `prefix`, with which its leaf begins."""
+        error = event.error
+        outcome = outcome_of(error)
+        bound = binding(event.salt, event.request, event.response, event.model, outcome)
+        event.prefix = leaf_prefix(event.event_id, bound)
+        span = self._heads[event.type].build(
+            event.start,
+            event.end,
+            (
+                _event_id(event.event_id.hex().encode()),
+                self._end(event.type, event.method, error, outcome),
+                _producer_seq(next(self._numbers)),
+                *event.parts,
+            ),
+            parent=event.parent,
+        )
+        return Entry(
+            event_id=event.event_id,
+            binding=bound,
+            span=span,
+            patient=event.patient,
+            input_digest=event.request,
+            output_digest=event.response,
+        ).SerializeToString()
+
+    def _end(
+        self, event_type: str, method: str, error: SealwardError | None, outcome: Outcome
+    ) -> bytes:
+        key = (event_type, method, 0 if error is None else int(error.reason))
+        known = self._ends.get(key)
+        if known is None:
+            parts = [
+                self._producer,
+                attribute(names.EVENT_TYPE, event_type),
+                attribute(names.OUTCOME, _OUTCOMES[outcome]),
+                attribute(names.CODE, "OK" if error is None else error.code.name),
+                STATUS_OK if error is None else STATUS_ERROR,
+            ]
+            if method:
+                parts.append(attribute(names.METHOD, method))
+            if error is not None:
+                parts.append(attribute(names.REASON, error.reason.name))
+            known = self._ends[key] = b"".join(parts)
+        return known
+
+
+def digest(message: bytes) -> bytes:
+    """SHA-256 of a message, 32 bytes."""
+    return hashlib.sha256(message).digest()
+
+
+def event_name(event_id: bytes) -> str:
+    """Write an event id the way the trailer has it: a UUID with dashes."""
+    h = event_id.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"

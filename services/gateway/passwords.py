@@ -1,0 +1,100 @@
+"""Passwords: argon2id (RFC 9106, its low-memory parameters) in a pool of its own.
+
+One hash takes some tenths of a second and 64 MiB. The pool keeps that away from every other call,
+and its queue is bounded: more logins than it can take are refused at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import argon2
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+
+SHORTEST = 12
+LONGEST = 1024
+
+_T = TypeVar("_T")
+
+
+class Passwords:
+    """Hashes and checks passwords. Thread-safe; every method may raise OVERLOADED."""
+
+    def __init__(
+        self,
+        parameters: argon2.Parameters = argon2.profiles.RFC_9106_LOW_MEMORY,
+        *,
+        threads: int = 1,
+        queue: int = 16,
+    ) -> None:
+        self._hasher = argon2.PasswordHasher.from_parameters(parameters)
+        self._parameters = parameters
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="argon2")
+        self._room = threading.BoundedSemaphore(threads + queue)
+
+    def hash(self, password: str) -> str:
+        """Return the encoded hash (PHC string) to be stored."""
+        return self._run(lambda: self._hasher.hash(password))
+
+    def verify(self, secret: str | None, password: str) -> bool:
+        """Tell whether the password is the one of the stored hash.
+
+        With None, for a user that does not exist, it takes the same time and is never true.
+        """
+        return self._run(lambda: self._check(secret or self._decoy(), password)) and bool(secret)
+
+    def outdated(self, secret: str) -> bool:
+        """True when a stored hash was made with other parameters than today's."""
+        return self._hasher.check_needs_rehash(secret)
+
+    def close(self) -> None:
+        """Let running hashes end."""
+        self._pool.shutdown()
+
+    def _check(self, secret: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(secret, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
+
+    def _decoy(self) -> str:
+        """A hash of nothing known, with today's parameters."""
+        p = self._parameters
+        salt, digest = (
+            base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode()
+            for size in (p.salt_len, p.hash_len)
+        )
+        return f"$argon2id$v=19$m={p.memory_cost},t={p.time_cost},p={p.parallelism}${salt}${digest}"
+
+    def _run(self, work: Callable[[], _T]) -> _T:
+        if not self._room.acquire(blocking=False):
+            raise SealwardError(Reason.OVERLOADED, "too many logins are waiting", retry_after=1.0)
+        try:
+            return self._pool.submit(work).result()
+        finally:
+            self._room.release()
+
+
+def check_new(password: str, field: str, *, old: str | None = None) -> None:
+    """Raise PASSWORD_UNACCEPTABLE when a new password does not meet the rules.
+
+    Length is what counts (NIST SP 800-63B section 5.1.1.2): at least 12 characters, no rules about
+    their kinds; and a changed password has to be another one.
+    """
+    if not SHORTEST <= len(password) <= LONGEST:
+        raise SealwardError(
+            Reason.PASSWORD_UNACCEPTABLE,
+            f"a password has {SHORTEST} to {LONGEST} characters",
+            field=field,
+        )
+    if password == old:
+        raise SealwardError(
+            Reason.PASSWORD_UNACCEPTABLE, "the new password is the old one", field=field
+        )

@@ -1,0 +1,207 @@
+"""The user directory: SQLite, committed to the disk before anybody is told.
+
+A user is never deleted, so neither an id nor a name ever comes to mean somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealward.kit.enroll import write_private
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.reasons import Reason
+from services.gateway.passwords import Passwords, check_new
+from services.gateway.throttle import LoginThrottle
+
+ROLES = (
+    "clinician",
+    "service",
+    "operator",
+    "model-admin",
+    "security-admin",
+    "privacy-officer",
+    "break-glass",
+)
+FIRST_ADMINISTRATOR = "admin"
+
+_NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS user (
+  user_id  TEXT PRIMARY KEY,
+  name     TEXT NOT NULL UNIQUE,
+  roles    TEXT NOT NULL,
+  secret   TEXT NOT NULL,
+  one_time INTEGER NOT NULL,
+  disabled INTEGER NOT NULL DEFAULT 0,
+  created  INTEGER NOT NULL
+) STRICT
+"""
+_COLUMNS = "user_id, name, roles, secret, one_time, disabled, created"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user without the password. `created` is in seconds since the epoch."""
+
+    user_id: str
+    name: str
+    roles: tuple[str, ...]
+    one_time: bool
+    disabled: bool
+    created: int
+
+
+class UserDirectory:
+    """The users of this deployment. Thread-safe."""
+
+    def __init__(self, path: Path, passwords: Passwords, throttle: LoginThrottle) -> None:
+        self._passwords = passwords
+        self._throttle = throttle
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(_SCHEMA)
+            path.chmod(0o600)
+        except (sqlite3.Error, OSError):
+            raise StartupError(f"the user directory {path.name} cannot be opened") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def bootstrap(self, file: Path) -> bool:
+        """On the first start make the first administrator; return whether it did.
+
+        The generated password is for one use and goes to `file` (0600) before the user exists, so
+        that a start that dies in between is simply repeated.
+        """
+        if self.all():
+            return False
+        password = secrets.token_urlsafe(18)
+        write_private(file, password.encode() + b"\n")
+        self.create(FIRST_ADMINISTRATOR, ("security-admin",), password, one_time=True)
+        return True
+
+    def create(self, name: str, roles: Sequence[str], password: str, *, one_time: bool) -> User:
+        """Add a user; raise FIELD_INVALID, PASSWORD_UNACCEPTABLE or ALREADY_EXISTS."""
+        if not _NAME.fullmatch(name):
+            raise SealwardError(
+                Reason.FIELD_INVALID,
+                "a user name has 1 to 64 of a-z, 0-9, dot, dash, underscore; starts with a letter",
+                field="user",
+            )
+        if not roles or not set(roles) <= set(ROLES) or len(set(roles)) != len(roles):
+            raise SealwardError(
+                Reason.FIELD_INVALID, f"roles are of {', '.join(ROLES)}, each once", field="roles"
+            )
+        check_new(password, "password")
+        if self.get(name) is not None:
+            raise _exists()
+        secret = self._passwords.hash(password)
+        user = User(
+            secrets.token_hex(16), name, tuple(sorted(roles)), one_time, False, int(time.time())
+        )
+        row = (
+            *(user.user_id, name, json.dumps(user.roles), secret),
+            *(int(one_time), 0, user.created),
+        )
+        try:
+            with self._lock:
+                self._db.execute(f"INSERT INTO user ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
+        except sqlite3.IntegrityError:
+            raise _exists() from None
+        return user
+
+    def get(self, name: str) -> User | None:
+        """Return a user by name."""
+        row = self._row(name)
+        return None if row is None else _user(row)
+
+    def all(self) -> list[User]:
+        """Return every user, sorted by name."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT {_COLUMNS} FROM user ORDER BY name").fetchall()  # noqa: S608
+        return [_user(row) for row in rows]
+
+    def disable(self, name: str) -> User:
+        """Stop a user from logging in; raise NOT_FOUND. Ending the sessions is the caller's."""
+        with self._lock:
+            self._db.execute("UPDATE user SET disabled = 1 WHERE name = ?", (name,))
+        user = self.get(name)
+        if user is None:
+            raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
+        return user
+
+    def authenticate(self, name: str, password: str, new_password: str = "") -> User:
+        """Check a password, and change it when a new one is given.
+
+        Raises LOGIN_FAILED, the same and after the same work, for an unknown or disabled user and
+        for a wrong password; RATE_LIMITED; OVERLOADED; PASSWORD_CHANGE_REQUIRED when the password
+        is for one use and no new one is given; PASSWORD_UNACCEPTABLE.
+        """
+        self._throttle.check(name)
+        row = self._row(name)
+        right = self._passwords.verify(None if row is None else str(row[3]), password)
+        if row is None or not right or row[5]:
+            self._throttle.failed(name)
+            raise SealwardError(Reason.LOGIN_FAILED, "user name or password is wrong")
+        self._throttle.succeeded(name)
+        user = _user(row)
+        if new_password:
+            check_new(new_password, "new_password", old=password)
+        elif user.one_time:
+            raise SealwardError(
+                Reason.PASSWORD_CHANGE_REQUIRED,
+                "the password is for one use: give a new one",
+                field="new_password",
+            )
+        if new_password or self._passwords.outdated(str(row[3])):
+            self._change(name, str(row[3]), new_password or password)
+        return user
+
+    def _change(self, name: str, old_secret: str, password: str) -> None:
+        secret = self._passwords.hash(password)
+        with self._lock:
+            changed = self._db.execute(
+                "UPDATE user SET secret = ?, one_time = 0"
+                " WHERE name = ? AND secret = ? AND disabled = 0",
+                (secret, name, old_secret),
+            ).rowcount
+        if changed != 1:
+            # Another login used the one-time password in the meantime.
+            raise SealwardError(Reason.LOGIN_FAILED, "user name or password is wrong")
+
+    def _row(self, name: str) -> tuple[object, ...] | None:
+        with self._lock:
+            found: tuple[object, ...] | None = self._db.execute(
+                f"SELECT {_COLUMNS} FROM user WHERE name = ?",  # noqa: S608
+                (name,),
+            ).fetchone()
+        return found
+
+
+def _user(row: tuple[object, ...]) -> User:
+    user_id, name, roles, _, one_time, disabled, created = row
+    return User(
+        str(user_id),
+        str(name),
+        tuple(json.loads(str(roles))),
+        bool(one_time),
+        bool(disabled),
+        int(str(created)),
+    )
+
+
+def _exists() -> SealwardError:
+    return SealwardError(Reason.ALREADY_EXISTS, "there is a user of this name", field="user")
