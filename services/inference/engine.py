@@ -29,7 +29,7 @@ class RunError(Exception):
 
 
 class Engine:
-    """One opened model. Thread-safe; one run at a time."""
+    """One opened model. Thread-safe; one run at a time, because runs share buffers."""
 
     def __init__(self, manifest: Manifest, onnx: bytes, runtime: RuntimeSpec) -> None:
         self._inputs = manifest.inputs
@@ -55,7 +55,6 @@ class Engine:
     def run(self, inputs: Sequence[Array], rows: int) -> Sequence[Array]:
         """Run checked inputs, in the manifest's order; return all outputs in its order.
 
-        What is returned may be overwritten by the next run: take what you need of it first.
         Raises RunError.
         """
         with self._lock:
@@ -92,17 +91,18 @@ class Engine:
                     if any(not _same_bits(a, b) for a, b in zip(first, again, strict=True)):
                         raise EngineError(f"self-test {case.name}: two runs give different bits")
 
-    def _try(self, inputs: Sequence[Array], rows: int, case: str) -> list[Array]:
+    def _try(self, inputs: Sequence[Array], rows: int, case: str) -> Sequence[Array]:
         try:
-            return [output.copy() for output in self.run(inputs, rows)]
+            return self.run(inputs, rows)
         except RunError as error:
             raise EngineError(f"self-test {case}: the run failed ({error})") from None
 
-    def _try_unbound(self, inputs: Sequence[Array], rows: int) -> list[Array]:
+    def _try_unbound(self, inputs: Sequence[Array], rows: int) -> Sequence[Array]:
         if self._needs_binding:
             return self._try(inputs, rows, "again")
         feeds = dict(zip(self._input_names, inputs, strict=True))
-        return list(self._session.run(self._output_names, feeds))
+        outputs: Sequence[Array] = self._session.run(self._output_names, feeds)
+        return outputs
 
     @property
     def _needs_binding(self) -> bool:
@@ -166,7 +166,7 @@ class _Binding:
         for target, source in zip(self._inputs, inputs, strict=True):
             target[...] = source
         self._session.run_with_iobinding(self._binding)
-        return self._outputs
+        return [output.copy() for output in self._outputs]
 
 
 def _can_bind(specs: Sequence[TensorSpec]) -> bool:
@@ -182,7 +182,7 @@ def _element(spec: TensorSpec) -> Any:
 
 
 def _shapes_agree(node: Sequence[Any], declared: Sequence[int]) -> bool:
-    """Fixed dimensions of the file must be the declared ones; variable ones may be declared fixed."""
+    """The file's fixed dimensions must be the declared ones; its variable ones may be fixed."""
     return len(node) == len(declared) and all(
         not isinstance(size, int) or size == wanted
         for size, wanted in zip(node, declared, strict=True)

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from sealward.kit.errors import SealwardError
+from sealward.kit.keysclient import KeyRing
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
-from sealward.seal.errors import SealBrokenError
-from sealward.seal.objects import open_object, seal_object
 from services.inference.golden import MAX_GOLDEN_BYTES, Golden, GoldenError, parse_golden
 from services.inference.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestError, parse_manifest
 from services.inference.store import ModelStore
@@ -41,14 +40,47 @@ class PackageError(ValueError):
     """The package is not usable. Its text names the part that is wrong."""
 
 
-class BranchKeys(Protocol):
-    """Where branch keys come from."""
+class SealingKey(Protocol):
+    """A branch key in use (sealward.kit.keysclient.BranchKey)."""
 
-    def create(self, context: EncryptionContext) -> tuple[bytes, bytes]:
-        """Make a key; return (key, wrapped key). Raise SealwardError."""
+    @property
+    def wrapped(self) -> bytes:
+        """The wrapped key, to be kept beside what it seals."""
 
-    def open(self, context: EncryptionContext, wrapped: bytes) -> bytes:
-        """Open a wrapped key. Raise SealwardError."""
+    def seal(self, plaintext: bytes) -> bytes:
+        """Seal an object; raise SealwardError."""
+
+    def open(self, sealed: bytes) -> bytes:
+        """Open an object; raise SealwardError (SEAL_BROKEN, KEYS_UNAVAILABLE)."""
+
+    def close(self) -> None:
+        """Forget the key."""
+
+
+class SealingKeys(Protocol):
+    """Where branch keys come from; see RingKeys."""
+
+    def create(self, context: EncryptionContext) -> SealingKey:
+        """Make a key; raise SealwardError."""
+
+    def open(self, context: EncryptionContext, wrapped: bytes) -> SealingKey:
+        """Open a wrapped key; raise SealwardError."""
+
+
+class RingKeys:
+    """SealingKeys of a KeyRing. `timeout`: seconds to wait for a keys service that is starting."""
+
+    def __init__(self, ring: KeyRing, timeout: float) -> None:
+        self._ring = ring
+        self._timeout = timeout
+
+    def create(self, context: EncryptionContext) -> SealingKey:
+        """Make a key; raise SealwardError."""
+        return self._ring.create(context, timeout=self._timeout)
+
+    def open(self, context: EncryptionContext, wrapped: bytes) -> SealingKey:
+        """Open a wrapped key; raise SealwardError."""
+        return self._ring.open(context, wrapped, timeout=self._timeout)
 
 
 @dataclass(frozen=True)
@@ -129,7 +161,7 @@ def context_of(name: str, version: str, tenant: str = DEFAULT_TENANT) -> Encrypt
     return EncryptionContext(tenant=tenant, purpose=PURPOSE, resource=f"{name}@{version}")
 
 
-def push(store: ModelStore, keys: BranchKeys, files: dict[str, bytes]) -> Package:
+def push(store: ModelStore, keys: SealingKeys, files: dict[str, bytes]) -> Package:
     """Check a package and seal it into the store.
 
     Raise PackageError when it is not usable, SealwardError(ALREADY_EXISTS) when that version is
@@ -141,28 +173,35 @@ def push(store: ModelStore, keys: BranchKeys, files: dict[str, bytes]) -> Packag
         raise SealwardError(
             Reason.ALREADY_EXISTS, "this version of the model is there already", field="version"
         )
-    context = context_of(name, version)
-    key, wrapped = keys.create(context)
-    store.write(name, version, seal_object(key, context, pack(files)), wrapped)
+    key = keys.create(context_of(name, version))
+    try:
+        store.write(name, version, key.seal(pack(files)), key.wrapped)
+    finally:
+        key.close()
     return package
 
 
-def load(store: ModelStore, keys: BranchKeys, name: str, version: str) -> Package:
-    """Open a package in memory.
+def load(store: ModelStore, keys: SealingKeys, name: str, version: str) -> Package:
+    """Open a package in memory; the key is forgotten when this returns.
 
-    Raise PackageError when it is damaged, swapped or not what its place says, SealwardError when
-    the key cannot be had.
+    Raise PackageError when it is damaged, swapped or not what its place says, SealwardError
+    (KEYS_UNAVAILABLE) when the key cannot be had.
     """
     try:
         sealed, wrapped = store.read(name, version)
     except OSError:
         raise PackageError("the sealed package or its wrapped key cannot be read") from None
-    context = context_of(name, version)
-    key = keys.open(context, wrapped)
     try:
-        package = read_package(unpack(open_object(key, context, sealed)))
-    except SealBrokenError:
-        raise PackageError("the sealed package does not open: it was changed or swapped") from None
+        key = keys.open(context_of(name, version), wrapped)
+        try:
+            archive = key.open(sealed)
+        finally:
+            key.close()
+    except SealwardError as error:
+        if error.reason is Reason.SEAL_BROKEN:
+            raise PackageError("the sealed package does not open: changed or swapped") from None
+        raise
+    package = read_package(unpack(archive))
     if (package.manifest.name, package.manifest.version) != (name, version):
         raise PackageError("the package is of another model than its place says")
     return package

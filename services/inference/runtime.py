@@ -74,7 +74,7 @@ class RuntimeSpec:
 
 
 def cpu_class(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """Return what names the class of this CPU: architecture, vendor, family, instructions …"""
+    """Return what names the class of this CPU: architecture, vendor, family, instruction sets."""
     found = {"architecture": platform.machine()}
     try:
         text = cpuinfo.read_text()
