@@ -91,7 +91,7 @@ def services_roots() -> tuple[str, ...]:
     """
     found = importlib.util.find_spec("services")
     places = list(found.submodule_search_locations or ()) if found else []
-    place = next((p for p in places if (Path(p) / "gateway" / "__main__.py").is_file()), None)
+    place = next((p for p in places if (Path(p) / "keys" / "__main__.py").is_file()), None)
     if place is None:
         raise CliError(
             "the services are not installed here",
