@@ -1,0 +1,1 @@
+"""The keys service: branch keys, certificates, the trust bundle."""

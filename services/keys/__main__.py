@@ -1,0 +1,10 @@
+"""`python -m services.keys`."""
+
+import sys
+
+from sealward.kit.runner import run
+from services.keys.app import build
+from services.keys.settings import KeysSettings
+
+if __name__ == "__main__":
+    sys.exit(run("keys", KeysSettings, build, own_certificate=True))

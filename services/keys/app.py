@@ -1,0 +1,183 @@
+"""Composition root of the keys service: the one place where its parts are made."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sealward.api.keys.v1.keys_pb2_grpc import add_KeysServiceServicer_to_server
+from sealward.kit.channel import Channels
+from sealward.kit.context import ServiceContext
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.exporter import SpoolExporter, otlp_sender
+from sealward.kit.identity import Identity, parse_identity, spiffe_id
+from sealward.kit.reasons import Code
+from sealward.kit.recorder import Recorder as SpoolRecorder
+from sealward.kit.server import GrpcServer
+from sealward.kit.spool import Spool
+from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
+from sealward.seal.lease import Lease
+from services.keys.authority import EmbeddedAuthority, new_authority, utc_now
+from services.keys.enrolment import EnrolmentFolder
+from services.keys.keystore import Content, Keystore, open_or_create
+from services.keys.profiles import Lives, profile_of
+from services.keys.providers.base import CertificateAuthority
+from services.keys.providers.embedded import EmbeddedBranchKeys
+from services.keys.records import CallRecords, Recorder, RefusalLimit, about_actor
+from services.keys.servicer import KeysServicer
+from services.keys.settings import KeysSettings
+from services.keys.unlock import unlock_source
+
+
+class KeysApp:
+    """The composed service (sealward.kit.context.App)."""
+
+    def __init__(
+        self,
+        ctx: ServiceContext[KeysSettings],
+        keystore: Keystore,
+        server: GrpcServer,
+        enrolment: EnrolmentFolder,
+        exporter: SpoolExporter,
+        own: OwnCertificate,
+    ) -> None:
+        self._ctx = ctx
+        self._keystore = keystore
+        self._server = server
+        self._enrolment = enrolment
+        self._exporter = exporter
+        self._own = own
+        self.address = server.address
+
+    def start(self) -> None:
+        """Serve, then let the others enrol."""
+        self._exporter.start()
+        self._server.start()
+        self._enrolment.start()
+        self._own.start()
+        self._ctx.health.set("keystore", ready=True)
+
+    def stop(self, grace: float) -> None:
+        """Drain and close."""
+        self._enrolment.stop()
+        self._server.drain(grace)
+        self._exporter.stop()
+        self._keystore.close()
+
+
+class OwnCertificate:
+    """The keys service's own certificate, from its own authority, renewed at half-life."""
+
+    def __init__(
+        self,
+        ctx: ServiceContext[KeysSettings],
+        authority: CertificateAuthority,
+        lives: Lives,
+        recorder: Recorder,
+    ) -> None:
+        self._ctx = ctx
+        self._authority = authority
+        self._recorder = recorder
+        self._identity: Identity = parse_identity(
+            spiffe_id(ctx.settings.trust_domain, "service", "keys")
+        )
+        self._profile = profile_of(self._identity, lives)
+
+    def renew(self) -> Material:
+        """Make a key and a certificate and put them into use; raise SealwardError."""
+        key = new_key()
+        issued = self._authority.issue(self._profile, make_csr(key, "keys"))
+        self._recorder.record(
+            "keys.certificate",
+            "ok",
+            code=Code.OK.name,
+            target=self._identity.uri,
+            **about_actor(self._identity),
+        )
+        material = load_material(key_to_pem(key), issued.chain_pem, self._authority.bundle_pem)
+        self._ctx.credentials.install(material)
+        return material
+
+    def start(self) -> None:
+        """Renew from now on."""
+        threading.Thread(target=self._run, name="renew", daemon=True).start()
+
+    def _run(self) -> None:
+        material = self._ctx.credentials.material
+        due = material.half_life
+        while not self._ctx.stop.wait(max(1.0, due - time.time())):
+            try:
+                material = self.renew()
+                due = material.half_life
+                self._ctx.log.info("certificate.renewed", not_after=material.not_after)
+            except (SealwardError, StartupError):
+                self._ctx.log.error("certificate.renewal-failed")
+                if time.time() >= material.not_after:
+                    self._ctx.fail("the certificate expired and could not be renewed")
+                    return
+                due = time.time() + 5.0
+
+
+def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
+    """Open or create the keystore and compose the service; raise StartupError."""
+    settings = ctx.settings
+    lease = _lease(settings)
+    if not settings.audit_address:
+        raise StartupError("SEALWARD_KEYS_AUDIT_ADDRESS is not set")
+    keystore, created = open_or_create(
+        settings.data_dir,
+        unlock_source(settings.unlock_file),
+        lambda deployment: Content(
+            deployment=deployment,
+            trust_domain=settings.trust_domain,
+            authorities=(new_authority(settings.trust_domain, utc_now()),),
+        ),
+    )
+    if keystore.content.trust_domain != settings.trust_domain:
+        raise StartupError("the keystore belongs to another trust domain than the settings name")
+    authority = EmbeddedAuthority(keystore.content.authorities)
+    branches = EmbeddedBranchKeys(keystore)
+    lives = Lives(settings.certificate_seconds, settings.user_certificate_seconds)
+
+    spool = Spool(settings.data_dir / "spool.sqlite")
+    recorder = SpoolRecorder(spool, "keys")
+    if created:
+        recorder.record("keys.keystore-create", "ok", target=keystore.content.deployment)
+        ctx.log.info("keystore.created", kind=branches.name)
+    own = OwnCertificate(ctx, authority, lives, recorder)
+    own.renew()
+    channels = Channels(ctx.credentials, settings.audit_address, ctx.server_name("audit"))
+    enrolment = EnrolmentFolder(
+        settings.enroll_dir,
+        settings.trust_domain,
+        lambda: authority.bundle_pem,
+        lambda identity, request: authority.issue(profile_of(identity, lives), request),
+        recorder,
+        ctx.log,
+    )
+    server = GrpcServer(
+        ctx,
+        servicers=[
+            (
+                add_KeysServiceServicer_to_server,
+                KeysServicer(branches, authority, lease, lives),
+            )
+        ],
+        around=CallRecords(recorder, RefusalLimit()),
+    )
+    exporter = SpoolExporter(spool, otlp_sender(channels), ctx.log)
+    return KeysApp(ctx, keystore, server, enrolment, exporter, own)
+
+
+def _lease(settings: KeysSettings) -> Lease:
+    try:
+        return Lease(
+            settings.lease_soft_seconds,
+            settings.lease_hard_seconds,
+            settings.lease_max_messages,
+            settings.lease_max_bytes,
+        )
+    except ValueError:
+        raise StartupError(
+            "SEALWARD_KEYS_LEASE_SOFT_SECONDS may not be above SEALWARD_KEYS_LEASE_HARD_SECONDS"
+        ) from None

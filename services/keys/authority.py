@@ -1,0 +1,141 @@
+"""The embedded certificate authority: ECDSA P-256, its key in the sealed keystore (RFC 5280)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+from collections.abc import Callable
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sealward.kit.errors import StartupError
+from services.keys.keystore import Authority
+from services.keys.profiles import Profile, read_request
+from services.keys.providers.base import Issued
+
+_AUTHORITY_LIFE = dt.timedelta(days=3650)
+# Clocks of two machines differ a little; a certificate is good this long before it is made.
+_BACKDATED = dt.timedelta(seconds=60)
+
+Clock = Callable[[], dt.datetime]
+
+
+def utc_now() -> dt.datetime:
+    """The wall clock, whole seconds (X.509 knows no fractions)."""
+    return dt.datetime.now(dt.UTC).replace(microsecond=0)
+
+
+def new_authority(trust_domain: str, now: dt.datetime) -> Authority:
+    """Make a self-signed authority that may sign leaves and no further authorities."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    # RFC 5280 allows 64 characters in a common name.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Sealward {trust_domain}"[:64])])
+    public = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + _AUTHORITY_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(public, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(
+        key.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        certificate.public_bytes(serialization.Encoding.DER),
+    )
+
+
+class EmbeddedAuthority:
+    """CertificateAuthority over a keystore's authorities: the last one signs, all are trusted."""
+
+    def __init__(self, authorities: tuple[Authority, ...], clock: Clock = utc_now) -> None:
+        """Load the keys; raise StartupError when they cannot be used."""
+        self._clock = clock
+        try:
+            certificates = [x509.load_der_x509_certificate(a.certificate) for a in authorities]
+            key = serialization.load_der_private_key(authorities[-1].key, None)
+        except (ValueError, TypeError):
+            raise StartupError("the certificate authority in the keystore is damaged") from None
+        self._certificate = certificates[-1]
+        if (
+            not isinstance(key, ec.EllipticCurvePrivateKey)
+            or key.public_key() != self._certificate.public_key()
+        ):
+            raise StartupError("the certificate authority in the keystore is damaged")
+        if self._certificate.not_valid_after_utc <= clock():
+            raise StartupError("the certificate authority in the keystore has expired")
+        self._key = key
+        self._bundle = b"".join(
+            c.public_bytes(serialization.Encoding.PEM) for c in reversed(certificates)
+        )
+
+    @property
+    def bundle_pem(self) -> bytes:
+        """The certificates to trust, newest first."""
+        return self._bundle
+
+    def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
+        """Sign a leaf; raise CERTIFICATE_REQUEST_INVALID."""
+        public = read_request(request)
+        now = self._clock()
+        end = min(
+            now + dt.timedelta(seconds=profile.seconds), self._certificate.not_valid_after_utc
+        )
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, profile.identity.name)])
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(profile.identity.uri)]
+        names += [x509.DNSName(name) for name in profile.dns]
+        names += [x509.IPAddress(ipaddress.ip_address(a)) for a in profile.addresses]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if profile.server:
+            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        issuer = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        leaf = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._certificate.subject)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _BACKDATED)
+            .not_valid_after(end)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer.value),
+                critical=False,
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        return Issued(
+            leaf.public_bytes(serialization.Encoding.PEM),
+            leaf.serial_number,
+            int(leaf.not_valid_after_utc.timestamp()),
+        )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,0 +1,73 @@
+"""Files that must be whole, ours and closed to others."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from sealward.kit.errors import StartupError
+
+LARGEST_BYTES = 4 << 20
+
+
+def problem_of(found: os.stat_result, *, owners: frozenset[int]) -> str:
+    """Say what is wrong with a file that must be ours alone; empty when nothing is."""
+    if not stat.S_ISREG(found.st_mode):
+        return "is not a regular file"
+    if found.st_uid not in owners:
+        return "belongs to another account"
+    if found.st_mode & 0o077:
+        return "is open to others: chmod 600"
+    if found.st_nlink != 1:
+        return "has more than one name (hard link)"
+    return ""
+
+
+def read_private(path: Path, *, owners: frozenset[int] | None = None) -> bytes:
+    """Read a whole file that must be ours alone; raise StartupError or FileNotFoundError.
+
+    What is checked is the open file, so nothing can be put in its place in between.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        raise StartupError(f"{path} cannot be read") from None
+    with os.fdopen(descriptor, "rb") as file:
+        problem = problem_of(os.fstat(descriptor), owners=owners or frozenset({os.geteuid()}))
+        if problem:
+            raise StartupError(f"{path} {problem}")
+        data = file.read(LARGEST_BYTES + 1)
+    if len(data) > LARGEST_BYTES:
+        raise StartupError(f"{path} is too large to be what it should be")
+    return data
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Replace a file so that after a crash there is the old or the new one, whole.
+
+    Temporary file, fsync, rename, fsync of the folder; mode 0600. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

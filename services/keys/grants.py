@@ -1,0 +1,32 @@
+"""Which service may have branch keys of which purpose: one table, deny by default.
+
+A service that is taken over opens what it is there for and nothing of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import Identity
+from sealward.kit.reasons import Reason
+from sealward.seal.context import EncryptionContext
+
+GRANTS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "service/gateway": frozenset({"session", "user"}),
+        "service/inference": frozenset({"model", "job"}),
+        "service/audit": frozenset({"audit-segment", "audit-index", "log-signing"}),
+    }
+)
+
+
+def check(caller: Identity, context: EncryptionContext) -> None:
+    """Raise IDENTITY_FORBIDDEN unless the caller may have keys of this purpose."""
+    if context.purpose not in GRANTS.get(caller.role, ()):
+        raise SealwardError(
+            Reason.IDENTITY_FORBIDDEN,
+            f"{caller.role} has no keys of this purpose",
+            field="context.purpose",
+        )

@@ -1,0 +1,240 @@
+"""The embedded keystore: two files in one folder.
+
+    keystore/root.age         the root key, sealed to the unlock secret (age)
+    keystore/keystore.sealed  all the rest, sealed under the root key (AWS Encryption SDK message)
+
+All key-encryption keys and the certificate authority stand in the one sealed file, so a missing or
+exchanged key is a broken seal, never a key that is quietly made anew. Both files appear together by
+one rename; later writes replace `keystore.sealed` whole. What is damaged stops the start: nothing
+is repaired or made anew over it.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.reasons import Reason
+from sealward.seal.context import EncryptionContext
+from sealward.seal.errors import SealBrokenError, UnlockError
+from sealward.seal.objects import KEY_BYTES, ObjectSealer
+from sealward.seal.rootkey import UnlockSecret
+from services.keys.files import read_private, sync_folder, write_durable
+
+SCHEMA = "sealward/keystore/v1"
+ROOT_FILE = "root.age"
+SEALED_FILE = "keystore.sealed"
+# A tenant has a handful of purposes; beyond this somebody is making up names.
+MAX_KEKS = 4096
+_UNFINISHED = ".keystore.new"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A certificate authority: private key (PKCS#8 DER) and certificate (DER)."""
+
+    key: bytes = field(repr=False)
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the keystore holds. `keks`: versions, oldest first, by `tenant/purpose`."""
+
+    deployment: str
+    trust_domain: str
+    authorities: tuple[Authority, ...]
+    keks: dict[str, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
+
+
+class Keystore:
+    """An open keystore. Thread-safe; one process at a time."""
+
+    def __init__(self, folder: Path, root: bytes, content: Content, lock: int) -> None:
+        self._folder = folder
+        self._sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
+        self._content = content
+        self._flock = lock
+        self._lock = threading.Lock()
+
+    @property
+    def content(self) -> Content:
+        """What the keystore holds now."""
+        return self._content
+
+    def keks(self, tenant: str, purpose: str) -> tuple[bytes, ...]:
+        """Key-encryption keys of a tenant and purpose, oldest first; empty when there is none."""
+        return self._content.keks.get(f"{tenant}/{purpose}", ())
+
+    def ensure_kek(self, tenant: str, purpose: str) -> tuple[bytes, ...]:
+        """As `keks`, after making the first one; raise KEYSTORE_UNAVAILABLE.
+
+        The key is on the disk before it is used.
+        """
+        with self._lock:
+            existing = self.keks(tenant, purpose)
+            if existing:
+                return existing
+            if len(self._content.keks) >= MAX_KEKS:
+                raise SealwardError(Reason.KEYSTORE_UNAVAILABLE, "the keystore is full")
+            made = (secrets.token_bytes(KEY_BYTES),)
+            content = replace(
+                self._content, keks={**self._content.keks, f"{tenant}/{purpose}": made}
+            )
+            try:
+                write_durable(self._folder / SEALED_FILE, _seal(self._sealer, content))
+            except OSError:
+                raise SealwardError(
+                    Reason.KEYSTORE_UNAVAILABLE, "the keystore cannot be written", retry_after=1.0
+                ) from None
+            self._content = content
+            return made
+
+    def close(self) -> None:
+        """Let another process open the keystore."""
+        os.close(self._flock)
+
+
+def open_or_create(
+    data_dir: Path,
+    unlock: Callable[[bool], UnlockSecret],
+    initial: Callable[[str], Content],
+) -> tuple[Keystore, bool]:
+    """Open the keystore below `data_dir`, or create it on the first start.
+
+    `unlock(creating)` gives the unlock secret, `initial(deployment id)` the first content. Returns
+    the keystore and whether it was created; raises StartupError with one clear line.
+    """
+    folder = data_dir / "keystore"
+    lock = _lock(data_dir / "keystore.lock")
+    try:
+        _discard_unfinished(data_dir)
+        created = not folder.exists()
+        secret = unlock(created)
+        if created:
+            _create(folder, secret, initial)
+        root, content = _open(folder, secret)
+    except BaseException:
+        os.close(lock)
+        raise
+    return Keystore(folder, root, content, lock), created
+
+
+def _lock(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        raise StartupError(f"{path} cannot be written") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise StartupError("the keystore is in use by another process") from None
+    return descriptor
+
+
+def _discard_unfinished(data_dir: Path) -> None:
+    """Remove what a start or a write that died has left; it was never in use."""
+    shutil.rmtree(data_dir / _UNFINISHED, ignore_errors=True)
+    for leftover in (data_dir / "keystore").glob(f".{SEALED_FILE}.*"):
+        leftover.unlink(missing_ok=True)
+
+
+def _create(folder: Path, secret: UnlockSecret, initial: Callable[[str], Content]) -> None:
+    content = initial(secrets.token_hex(4))
+    root = secrets.token_bytes(KEY_BYTES)
+    head = {"deployment": content.deployment, "root": _text(root), "version": 1}
+    unfinished = folder.with_name(_UNFINISHED)
+    try:
+        unfinished.mkdir(mode=0o700)
+        write_durable(unfinished / ROOT_FILE, secret.seal(json.dumps(head).encode()))
+        sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
+        write_durable(unfinished / SEALED_FILE, _seal(sealer, content))
+        unfinished.rename(folder)
+        sync_folder(folder.parent)
+    except OSError:
+        raise StartupError(f"the keystore {folder} cannot be written") from None
+
+
+def _open(folder: Path, secret: UnlockSecret) -> tuple[bytes, Content]:
+    sealed = {}
+    for name in (ROOT_FILE, SEALED_FILE):
+        try:
+            sealed[name] = read_private(folder / name)
+        except FileNotFoundError:
+            raise StartupError(f"the keystore {folder} is damaged: {name} is missing") from None
+    try:
+        head = json.loads(secret.open(sealed[ROOT_FILE]))
+        root, deployment = _bytes(head["root"]), str(head["deployment"])
+        sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
+    except UnlockError:
+        raise StartupError(
+            f"{folder / ROOT_FILE} does not open: wrong unlock secret, or the file is damaged"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise StartupError(f"{folder / ROOT_FILE} is not a root key of this version") from None
+    try:
+        plain = sealer.open(_context(deployment), sealed[SEALED_FILE])
+    except SealBrokenError:
+        raise StartupError(
+            f"{folder / SEALED_FILE} is damaged, or does not belong to {ROOT_FILE}"
+        ) from None
+    try:
+        content = _parse(json.loads(plain))
+    except (ValueError, KeyError, TypeError):
+        raise StartupError(f"{folder / SEALED_FILE} is not a keystore of this version") from None
+    return root, content
+
+
+def _context(deployment: str) -> EncryptionContext:
+    return EncryptionContext("default", "keystore", deployment)
+
+
+def _seal(sealer: ObjectSealer, content: Content) -> bytes:
+    document = {
+        "version": 1,
+        "deployment": content.deployment,
+        "trust_domain": content.trust_domain,
+        "authorities": [
+            {"key": _text(a.key), "certificate": _text(a.certificate)} for a in content.authorities
+        ],
+        "keks": {name: [_text(key) for key in keys] for name, keys in content.keks.items()},
+    }
+    return sealer.seal(_context(content.deployment), json.dumps(document).encode())
+
+
+def _parse(document: dict[str, Any]) -> Content:
+    if document["version"] != 1:
+        raise ValueError("another version")
+    content = Content(
+        deployment=str(document["deployment"]),
+        trust_domain=str(document["trust_domain"]),
+        authorities=tuple(
+            Authority(_bytes(a["key"]), _bytes(a["certificate"])) for a in document["authorities"]
+        ),
+        keks={name: tuple(map(_bytes, keys)) for name, keys in document["keks"].items()},
+    )
+    if not content.authorities or any(
+        len(key) != KEY_BYTES for keys in content.keks.values() for key in keys
+    ):
+        raise ValueError("incomplete")
+    return content
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    # binascii.Error is a ValueError.
+    return base64.b64decode(text, validate=True)
