@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import grpc
 
 from sealward.api.inference.v1 import inference_pb2
 from sealward.api.inference.v1.inference_pb2_grpc import InferenceServiceServicer
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
 from services.inference.registry import Entry, Registry, State
 
 _STATES = {
@@ -20,6 +24,14 @@ class InferenceServicer(InferenceServiceServicer):
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+
+    def Infer(
+        self,
+        request_iterator: object,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> NoReturn:
+        """Never reached: the front of the seam stands in this method's place (app.py)."""
+        raise SealwardError(Reason.METHOD_UNKNOWN, "this method is served as a stream of batches")
 
     def ListModels(
         self,

@@ -36,7 +36,8 @@ class Worker:
 
     def join(self, timeout: float) -> None:
         """Wait for the end: it comes when the front is closed and its calls were taken."""
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         try:
