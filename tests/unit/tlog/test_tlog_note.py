@@ -55,6 +55,18 @@ def test_generated_key_signs_again_from_its_private_bytes() -> None:
     assert sign_note(TEXT, [again]) == sign_note(TEXT, [made])
 
 
+def test_remembered_signatures_hold_for_their_own_text_alone() -> None:
+    one = signer(1)
+    texts = [b"text %d\n" % i for i in range(20)]
+    signatures = [one.sign(text) for text in texts]
+    for _ in range(2):
+        for i, text in enumerate(texts):
+            assert one.verifier.verify(text, signatures[i])
+            assert not one.verifier.verify(text, signatures[i - 1])
+            assert not one.verifier.verify(texts[i - 1], signatures[i])
+    assert len(one.verifier._held) == 8
+
+
 def test_unknown_keys_are_ignored_and_known_ones_needed() -> None:
     data = sign_note(TEXT, [signer(2)])
     for strangers in ([], [signer(1).verifier], [signer(2, "other.name").verifier]):
