@@ -96,9 +96,10 @@ class Pipeline:
 
     def stop(self, seconds: float = 5.0) -> None:
         """Wait until the closed front is empty."""
-        self._runner.join(seconds)
-        self._loads.put(None)
-        self._loader.join(seconds)
+        if self._runner.is_alive():
+            self._runner.join(seconds)
+            self._loads.put(None)
+            self._loader.join(seconds)
 
     def run(self) -> None:
         """Take calls until the front is closed."""

@@ -1,0 +1,12 @@
+"""`python -m services.gateway`."""
+
+from __future__ import annotations
+
+import sys
+
+from sealward.kit.runner import run
+from services.gateway.app import Gateway
+from services.gateway.settings import GatewaySettings
+
+if __name__ == "__main__":
+    sys.exit(run("gateway", GatewaySettings, Gateway))

@@ -1,0 +1,242 @@
+"""The gateway, put together: the one place that constructs its parts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from secrets import token_hex
+
+from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
+from sealward.api.gateway.v1 import gateway_pb2_grpc
+from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
+from sealward.api.oip.v2 import open_inference_pb2_grpc
+from sealward.kit.channel import Channels
+from sealward.kit.context import ServiceContext
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.grpcio_front import UnaryFront
+from sealward.kit.grpcio_upstream import BatchUpstream
+from sealward.kit.keysclient import KeyRing, KeysServiceSource
+from sealward.kit.logging import where
+from sealward.kit.reasons import Reason
+from sealward.kit.server import GrpcServer
+from services.gateway.admission import Admission
+from services.gateway.authority import Authority
+from services.gateway.catalog import Catalog
+from services.gateway.control import ControlRecorder
+from services.gateway.denials import DenialLimit
+from services.gateway.events import EventWriter
+from services.gateway.exchange import Exchange
+from services.gateway.oip import InferenceServicer
+from services.gateway.passwords import Passwords
+from services.gateway.pipeline import METHOD, Pipeline, audit_lost
+from services.gateway.policy import load_policy
+from services.gateway.sealing import SessionSealer
+from services.gateway.servicer import LogServicer, SessionServicer, UserServicer
+from services.gateway.sessions import SessionStore, make_pool
+from services.gateway.settings import GatewaySettings
+from services.gateway.throttle import LoginThrottle
+from services.gateway.users import UserDirectory
+
+_TICK_SECONDS = 0.05
+_SUMMARY_SECONDS = 60.0
+_APPEND = "/sealward.api.audit.v1.AuditService/Append"
+_INFER = "/sealward.api.inference.v1.InferenceService/Infer"
+
+
+def _inference_lost() -> SealwardError:
+    return SealwardError(
+        Reason.INFERENCE_UNAVAILABLE, "inference cannot be reached", retry_after=1.0
+    )
+
+
+def _late() -> SealwardError:
+    return SealwardError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer")
+
+
+class Gateway:
+    """The composed service: see kit.context.App."""
+
+    def __init__(self, ctx: ServiceContext[GatewaySettings]) -> None:
+        settings, health, log = ctx.settings, ctx.health, ctx.log
+        self._ctx = ctx
+        self._stop = threading.Event()
+
+        audit_channels = self._channels("audit", settings.audit_address)
+        inference_channels = self._channels("inference", settings.inference_address)
+        keys_channels = self._channels("keys", settings.keys_address)
+        self._all_channels = (audit_channels, inference_channels, keys_channels)
+
+        self._audit = Exchange(audit_lost, audit_lost)
+        self._inference = Exchange(_inference_lost, _late)
+        self._to_audit = BatchUpstream(
+            audit_channels, _APPEND, AppendRequest, AppendResponse,
+            self._audit.on_replies, self._audit.on_broken,
+            log=log, health=health, part="audit", unavailable=Reason.AUDIT_UNAVAILABLE,
+            shared_field="checkpoint",
+        )  # fmt: skip
+        self._to_inference = BatchUpstream(
+            inference_channels, _INFER, InferRequest, InferResponse,
+            self._inference.on_replies, self._inference.on_broken,
+            log=log, health=health, part="inference", unavailable=Reason.INFERENCE_UNAVAILABLE,
+        )  # fmt: skip
+        self._audit.bind(self._to_audit)
+        self._inference.bind(self._to_inference)
+
+        health.set("keys", ready=False)
+        self._ring = KeyRing(
+            KeysServiceSource(keys_channels), on_ready=lambda ready: health.set("keys", ready=ready)
+        )
+        pool = make_pool(settings.redis_url, _secret(settings.redis_password_file))
+        self._sealer = SessionSealer(pool, self._ring, log)
+        self._store = SessionStore(
+            pool, self._sealer, log,
+            idle_seconds=settings.idle_seconds, life_seconds=settings.life_seconds,
+            on_state=self._sessions_are,
+        )  # fmt: skip
+
+        self._passwords = Passwords(queue=settings.login_queue)
+        self._users = UserDirectory(
+            settings.data_dir / "users.db", self._passwords, LoginThrottle(time.monotonic)
+        )
+        policy = load_policy(settings.policy_file)
+        authority = Authority(self._store, policy)
+        denials = DenialLimit()
+        writer = EventWriter(f"gateway-{token_hex(4)}")
+        self._catalog = Catalog(inference_channels.get, settings.time_limit_seconds, log)
+        self._front = UnaryFront([METHOD], ctx.peers, ctx.server_metrics, log)
+
+        def audit_ready() -> bool:
+            return "audit" not in health.missing
+
+        self._pipeline = Pipeline(
+            self._front,
+            Admission(self._store, policy, self._catalog, settings.max_message_bytes),
+            self._inference, self._audit, writer, denials, log,
+            audit_ready=audit_ready, append_seconds=settings.append_seconds,
+            max_response_bytes=settings.max_response_bytes, max_flights=settings.max_flights,
+        )  # fmt: skip
+        self._recorder = ControlRecorder(
+            self._audit, writer, denials, log,
+            audit_ready=audit_ready, append_seconds=settings.append_seconds,
+        )  # fmt: skip
+        self._server = GrpcServer(
+            ctx,
+            servicers=[
+                (
+                    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+                    InferenceServicer(authority, self._inference, lambda: health.ready),
+                ),
+                (
+                    gateway_pb2_grpc.add_SessionServiceServicer_to_server,
+                    SessionServicer(authority, self._users, self._store),
+                ),
+                (
+                    gateway_pb2_grpc.add_UserServiceServicer_to_server,
+                    UserServicer(
+                        authority,
+                        self._users,
+                        self._store,
+                        keys_channels.get,
+                        settings.trust_domain,
+                    ),
+                ),
+                (
+                    gateway_pb2_grpc.add_LogServiceServicer_to_server,
+                    LogServicer(authority, audit_channels.get),
+                ),
+            ],
+            fronts=[self._front],
+            around=self._recorder,
+        )
+        self.address = self._server.address
+        self._ticker = threading.Thread(
+            target=self._every,
+            args=(_TICK_SECONDS, self._end_late),
+            name="time-limits",
+            daemon=True,
+        )
+        self._summaries = threading.Thread(
+            target=self._every,
+            args=(_SUMMARY_SECONDS, self._recorder.summarise),
+            name="denied-summary",
+            daemon=True,
+        )
+
+    def start(self) -> None:
+        """Wait for what is needed, then serve; raise StartupError naming what did not come."""
+        settings = self._ctx.settings
+        if settings.bootstrap_file is not None and self._users.bootstrap(settings.bootstrap_file):
+            self._ctx.log.info("users.bootstrap", path=str(settings.bootstrap_file))
+        self._ticker.start()
+        self._summaries.start()
+        self._to_audit.start()
+        self._to_inference.start()
+        self._store.start()
+        self._catalog.start()
+        self._await_dependencies(time.monotonic() + settings.start_seconds)
+        self._pipeline.start()
+        self._server.start()
+
+    def stop(self, grace: float) -> None:
+        """Let calls in flight end, then release everything."""
+        self._server.drain(grace)
+        self._pipeline.stop()
+        self._to_inference.stop()
+        self._to_audit.stop()
+        self._catalog.stop()
+        self._stop.set()
+        self._store.stop()
+        self._ring.close()
+        self._passwords.close()
+        self._users.close()
+        for channels in self._all_channels:
+            channels.close()
+
+    def _await_dependencies(self, deadline: float) -> None:
+        missing = {"audit", "inference", "sessions", "keys"}
+        while not self._ctx.stop.is_set():
+            try:
+                if "sessions" not in self._ctx.health.missing:
+                    self._sealer.prepare()
+                    self._ctx.health.set("keys", ready=True)
+            except SealwardError:
+                pass  # told below, by the name of the part that is missing
+            missing &= set(self._ctx.health.missing)
+            if not missing:
+                return
+            if time.monotonic() >= deadline:
+                raise StartupError(f"waited in vain for {', '.join(sorted(missing))}")
+            self._stop.wait(_TICK_SECONDS)
+
+    def _sessions_are(self, ready: bool) -> None:
+        if not ready:
+            self._sealer.recheck()
+        self._ctx.health.set("sessions", ready=ready)
+
+    def _channels(self, service: str, address: str) -> Channels:
+        if not address:
+            raise StartupError(f"SEALWARD_GATEWAY_{service.upper()}_ADDRESS is not set")
+        return Channels(self._ctx.credentials, address, self._ctx.server_name(service))
+
+    def _end_late(self) -> None:
+        now = time.monotonic()
+        self._inference.tick(now)
+        self._audit.tick(now)
+
+    def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        while not self._stop.wait(seconds):
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - it has to go on
+                self._ctx.log.error("internal", error_type=type(error).__name__, where=where(error))
+
+
+def _secret(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise StartupError("the session store's password file cannot be read") from None

@@ -1,0 +1,77 @@
+"""Who makes a control call, and whether they may: by session and policy, as for predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from sealward.kit.chain import ControlCall, call_of
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import Identity
+from sealward.kit.reasons import Reason
+from services.gateway.admission import Sessions
+from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
+from services.gateway.policy import Decision, Policy
+from services.gateway.session import Session, token_hash
+
+ADMINISTRATOR_RULE = "local-administrator"
+# Where a handler leaves its Caller for the recorder.
+CALLER = "caller"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a control call. The local administrator has no session."""
+
+    identity: Identity
+    session: Session | None
+    decision: Decision | None = None
+    headers: Headers = NONE
+
+    @property
+    def local(self) -> bool:
+        """True for the administrator of this machine."""
+        return self.identity.kind == "admin"
+
+
+class Authority:
+    """Admits control calls. Thread-safe."""
+
+    def __init__(self, sessions: Sessions, policy: Policy) -> None:
+        self._sessions = sessions
+        self._policy = policy
+
+    def admit(self, context: Any, model: str = "") -> Caller:
+        """Return the caller of a handler; raise what stands against the call.
+
+        The local administrator is admitted by the identity × RPC table, which the chassis has
+        checked; everybody else needs a session and a rule.
+        """
+        call = call_of(context)
+        if call.peer.identity.kind == "admin":
+            decision = Decision(True, ADMINISTRATOR_RULE, self._policy.digest)
+            return note(call, Caller(call.peer.identity, None, decision))
+        name = token_hash(bearer_token(call.metadata))
+        spki = call.peer.spki_sha256
+        session = self._sessions.find(name, spki) or self._sessions.load(name, spki)
+        caller = note(call, Caller(call.peer.identity, session))
+        headers = read_headers(call.metadata)
+        rpc = call.method.rsplit("/", 1)[1]
+        decision = self._policy.decide(session.roles, rpc, model, headers.purpose)
+        caller = note(call, Caller(call.peer.identity, session, decision, headers))
+        if not decision.permitted:
+            raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role this call")
+        return caller
+
+
+def note(call: ControlCall, caller: Caller) -> Caller:
+    """Leave the caller for the recorder."""
+    call.attributes[CALLER] = caller
+    return caller
+
+
+def deadline_of(context: grpc.ServicerContext) -> float:
+    """The deadline of a handler's call, on the monotonic clock."""
+    return call_of(context).deadline

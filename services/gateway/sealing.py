@@ -1,0 +1,111 @@
+"""Session values are sealed: who can write to the store can neither forge a session nor swap two.
+
+One branch key serves all gateways of a deployment. Its wrapped form lies in the store beside what
+it seals; opening it takes the keys service, under a lease. The context of each value holds the
+token's hash.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import cast
+
+import redis
+import structlog
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.keysclient import BranchKey, KeyRing
+from sealward.kit.reasons import Reason
+from sealward.seal.context import EncryptionContext
+from services.gateway.invalidation import STORE_ERRORS
+
+CONTEXT = EncryptionContext("default", "session", "gateway")
+_SHELF = "sess-key:default"
+
+
+class SessionSealer:
+    """Seals and opens session values (sessions.Sealer). Thread-safe."""
+
+    def __init__(
+        self,
+        pool: redis.ConnectionPool,
+        ring: KeyRing,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._redis = redis.Redis(connection_pool=pool)
+        self._ring = ring
+        self._log = log
+        self._lock = threading.Lock()
+        self._key: BranchKey | None = None
+        self._checked = False
+
+    def seal(self, plaintext: bytes, name: str) -> bytes:
+        """Seal; raise KEYS_UNAVAILABLE or SESSION_STORE_UNAVAILABLE."""
+        return self.prepare().seal(plaintext, name)
+
+    def open(self, sealed: bytes, name: str) -> bytes:
+        """Open; raise SEAL_BROKEN, KEYS_UNAVAILABLE or SESSION_STORE_UNAVAILABLE."""
+        return self.prepare().open(sealed, name)
+
+    def recheck(self) -> None:
+        """The store was away and may have forgotten the key: look again before the next use."""
+        self._checked = False
+
+    def prepare(self) -> BranchKey:
+        """Return the key in use, and agree with the other gateways on it first where needed."""
+        key = self._key
+        if key is not None and self._checked:
+            return key
+        with self._lock:
+            if self._key is None or not self._checked:
+                self._checked = True
+                try:
+                    self._key = self._agree(self._key)
+                except BaseException:
+                    self._checked = False
+                    raise
+            return self._key
+
+    def _agree(self, mine: BranchKey | None) -> BranchKey:
+        shelved = self._shelved()
+        if shelved is None:
+            mine = mine or self._ring.create(CONTEXT)
+            shelved = self._shelve(mine.wrapped)
+        if mine is not None and mine.wrapped == shelved:
+            return mine
+        if mine is not None:
+            mine.close()
+        try:
+            return self._ring.open(CONTEXT, shelved)
+        except SealwardError as error:
+            if error.reason is not Reason.SEAL_BROKEN:
+                raise
+        # Not a key of this deployment: nothing that it sealed can be opened any more.
+        self._log.warning("sessions.key-replaced")
+        fresh = self._ring.create(CONTEXT)
+        try:
+            self._redis.set(_SHELF, fresh.wrapped)
+        except STORE_ERRORS:
+            fresh.close()
+            raise _unavailable() from None
+        return fresh
+
+    def _shelved(self) -> bytes | None:
+        try:
+            return cast("bytes | None", self._redis.get(_SHELF))
+        except STORE_ERRORS:
+            raise _unavailable() from None
+
+    def _shelve(self, wrapped: bytes) -> bytes:
+        """Keep our key unless another gateway was faster; return the one that is kept."""
+        try:
+            self._redis.set(_SHELF, wrapped, nx=True)
+        except STORE_ERRORS:
+            raise _unavailable() from None
+        return self._shelved() or wrapped
+
+
+def _unavailable() -> SealwardError:
+    return SealwardError(
+        Reason.SESSION_STORE_UNAVAILABLE, "the session store cannot be reached", retry_after=1.0
+    )

@@ -1,0 +1,278 @@
+"""SessionService, UserService and LogService: protos to domain and back, no logic of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from sealward.api.audit.v1 import audit_pb2
+from sealward.api.audit.v1.audit_pb2_grpc import AuditServiceStub
+from sealward.api.gateway.v1 import gateway_pb2 as pb
+from sealward.api.gateway.v1 import gateway_pb2_grpc as pb_grpc
+from sealward.api.keys.v1 import keys_pb2
+from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
+from sealward.kit import attributes as names
+from sealward.kit.chain import call_of
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import spiffe_id
+from sealward.kit.reasons import Reason
+from sealward.tlog.leaf import SALT_SIZE
+from sealward.tlog.receipt import format_receipt
+from services.gateway import events
+from services.gateway.authority import Authority, Caller, deadline_of, note
+from services.gateway.control import UNDO
+from services.gateway.remote import ask
+from services.gateway.session import Session
+from services.gateway.sessions import SessionStore
+from services.gateway.users import UserDirectory
+
+_SESSION_ID = re.compile(r"[0-9a-f]{32}")
+_LONGEST_PASSWORD = 1024
+_MOST_SIZES = 1024
+
+
+class SessionServicer(pb_grpc.SessionServiceServicer):
+    """Login, logout, and the sessions of others."""
+
+    def __init__(self, authority: Authority, users: UserDirectory, store: SessionStore) -> None:
+        self._authority = authority
+        self._users = users
+        self._store = store
+
+    def Login(self, request: pb.LoginRequest, context: Any) -> pb.LoginResponse:
+        """Log a user in. The certificate has to be the user's own."""
+        call = call_of(context)
+        identity = call.peer.identity
+        if identity.kind != "user" or identity.name != request.user:
+            raise SealwardError(
+                Reason.IDENTITY_FORBIDDEN, "the certificate is not of this user", field="user"
+            )
+        for field in ("password", "new_password"):
+            if len(getattr(request, field)) > _LONGEST_PASSWORD:
+                raise SealwardError(
+                    Reason.FIELD_INVALID, f"at most {_LONGEST_PASSWORD} characters", field=field
+                )
+        user = self._users.authenticate(request.user, request.password, request.new_password)
+        token, session = self._store.create(
+            user.user_id, user.name, user.roles, call.peer.spki_sha256
+        )
+        note(call, Caller(identity, session))
+        call.attributes[UNDO] = lambda: self._store.end(session)
+        return pb.LoginResponse(
+            token=token,
+            expires=session.expires,
+            idle_seconds=self._store.idle_seconds,
+            session_id=session.session_id,
+        )
+
+    def Logout(self, _request: pb.LogoutRequest, context: Any) -> pb.LogoutResponse:
+        """End the caller's own session."""
+        session = self._authority.admit(context).session
+        if session is None:
+            raise SealwardError(Reason.SESSION_MISSING, "there is no session to end")
+        self._store.end(session)
+        return pb.LogoutResponse()
+
+    def ListSessions(
+        self, request: pb.ListSessionsRequest, context: Any
+    ) -> pb.ListSessionsResponse:
+        """List the live sessions of one user or of all."""
+        self._authority.admit(context)
+        chosen = self._users.all()
+        if request.user:
+            chosen = [user for user in chosen if user.name == request.user]
+            if not chosen:
+                raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
+            call_of(context).attributes[names.TARGET] = request.user
+        found = self._store.of_users(user.user_id for user in chosen)
+        call_of(context).attributes[names.COUNT] = len(found)
+        return pb.ListSessionsResponse(sessions=[_session(session) for session in found])
+
+    def RevokeSessions(
+        self, request: pb.RevokeSessionsRequest, context: Any
+    ) -> pb.RevokeSessionsResponse:
+        """End one session, or all of a user."""
+        self._authority.admit(context)
+        attributes = call_of(context).attributes
+        if bool(request.session_id) == bool(request.user):
+            raise SealwardError(
+                Reason.FIELD_INVALID, "give either a session_id or a user", field="session_id"
+            )
+        if request.session_id:
+            if not _SESSION_ID.fullmatch(request.session_id):
+                raise SealwardError(
+                    Reason.FIELD_INVALID, "a session id has 32 digits", field="session_id"
+                )
+            attributes[names.TARGET] = request.session_id
+            revoked = int(self._store.end_by_id(request.session_id))
+        else:
+            user = self._users.get(request.user)
+            if user is None:
+                raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
+            attributes[names.TARGET] = user.name
+            revoked = self._store.end_all(user.user_id)
+        attributes[names.COUNT] = revoked
+        return pb.RevokeSessionsResponse(revoked=revoked)
+
+
+class UserServicer(pb_grpc.UserServiceServicer):
+    """Users and their certificates. `keys` gives the channel to the keys service."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        users: UserDirectory,
+        store: SessionStore,
+        keys: Callable[[], grpc.Channel],
+        trust_domain: str,
+    ) -> None:
+        self._authority = authority
+        self._users = users
+        self._store = store
+        self._keys = keys
+        self._trust_domain = trust_domain
+
+    def CreateUser(self, request: pb.CreateUserRequest, context: Any) -> pb.CreateUserResponse:
+        """Add a user."""
+        self._authority.admit(context)
+        user = self._users.create(
+            request.user, request.roles, request.password, one_time=request.one_time
+        )
+        call_of(context).attributes[names.TARGET] = user.name
+        return pb.CreateUserResponse(user_id=user.user_id)
+
+    def DisableUser(self, request: pb.DisableUserRequest, context: Any) -> pb.DisableUserResponse:
+        """Stop a user from logging in, and end what is open."""
+        self._authority.admit(context)
+        user = self._users.disable(request.user)
+        attributes = call_of(context).attributes
+        attributes[names.TARGET] = user.name
+        attributes[names.COUNT] = revoked = self._store.end_all(user.user_id)
+        return pb.DisableUserResponse(revoked=revoked)
+
+    def ListUsers(self, _request: pb.ListUsersRequest, context: Any) -> pb.ListUsersResponse:
+        """List all users."""
+        self._authority.admit(context)
+        found = self._users.all()
+        call_of(context).attributes[names.COUNT] = len(found)
+        return pb.ListUsersResponse(
+            users=[
+                pb.User(
+                    user=user.name,
+                    user_id=user.user_id,
+                    roles=user.roles,
+                    disabled=user.disabled,
+                    created=user.created,
+                )
+                for user in found
+            ]
+        )
+
+    def IssueUserCertificate(
+        self, request: pb.IssueUserCertificateRequest, context: Any
+    ) -> pb.IssueUserCertificateResponse:
+        """Have a user's certificate signed: by an administrator, or the caller's own anew."""
+        call = call_of(context)
+        identity = call.peer.identity
+        own = identity.kind == "user" and request.user in ("", identity.name)
+        if own:
+            # A certificate renews itself for the key pair that it is for, without a session.
+            note(call, Caller(identity, None))
+            _check_same_key(request.csr, call.peer.spki_sha256)
+        else:
+            self._authority.admit(context)
+        name = identity.name if own else request.user
+        user = self._users.get(name)
+        if user is None or user.disabled:
+            raise SealwardError(Reason.NOT_FOUND, "there is no such active user", field="user")
+        call.attributes[names.TARGET] = user.name
+        answer = ask(
+            KeysServiceStub(self._keys()).IssueCertificate,
+            keys_pb2.IssueCertificateRequest(
+                csr=request.csr, spiffe_id=spiffe_id(self._trust_domain, "user", user.name)
+            ),
+            deadline=deadline_of(context),
+            unavailable=Reason.KEYS_UNAVAILABLE,
+        )
+        return pb.IssueUserCertificateResponse(
+            certificate_pem=answer.certificate_pem,
+            bundle_pem=answer.bundle_pem,
+            not_after=answer.not_after,
+        )
+
+
+class LogServicer(pb_grpc.LogServiceServicer):
+    """What clients need of the log. `audit` gives the channel to the audit service."""
+
+    def __init__(self, authority: Authority, audit: Callable[[], grpc.Channel]) -> None:
+        self._authority = authority
+        self._audit = audit
+
+    def GetConsistency(
+        self, request: pb.GetConsistencyRequest, context: Any
+    ) -> pb.GetConsistencyResponse:
+        """Pass consistency proofs on from audit."""
+        self._authority.admit(context)
+        if not 2 <= len(request.sizes) <= _MOST_SIZES:
+            raise SealwardError(
+                Reason.FIELD_INVALID, f"give 2 to {_MOST_SIZES} sizes", field="sizes"
+            )
+        answer = ask(
+            AuditServiceStub(self._audit()).GetConsistency,
+            audit_pb2.GetConsistencyRequest(sizes=request.sizes),
+            deadline=deadline_of(context),
+            unavailable=Reason.AUDIT_UNAVAILABLE,
+        )
+        return pb.GetConsistencyResponse(proofs=answer.proofs)
+
+    def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.GetReceiptResponse:
+        """Return the receipt of an event of the caller's own."""
+        caller = self._authority.admit(context)
+        if len(request.event_id) != 16:
+            raise SealwardError(Reason.FIELD_INVALID, "an event id has 16 bytes", field="event_id")
+        call_of(context).attributes[names.TARGET] = events.event_name(request.event_id)
+        found = ask(
+            AuditServiceStub(self._audit()).GetEvent,
+            audit_pb2.GetEventRequest(event_id=request.event_id),
+            deadline=deadline_of(context),
+            unavailable=Reason.AUDIT_UNAVAILABLE,
+        )
+        if not caller.local and found.summary.actor != caller.identity.name:
+            # The same answer as for an event that does not exist.
+            raise SealwardError(Reason.NOT_FOUND, "there is no such event", field="event_id")
+        receipt = found.receipt
+        text = format_receipt(
+            receipt.log_index, receipt.path, receipt.leaf, bytes(SALT_SIZE), found.checkpoint
+        )
+        return pb.GetReceiptResponse(receipt=text)
+
+
+def _check_same_key(csr: bytes, spki_sha256: bytes) -> None:
+    try:
+        key = x509.load_der_x509_csr(csr).public_key()
+        spki = key.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    except (ValueError, TypeError):
+        spki = b""
+    if events.digest(spki) != spki_sha256:
+        raise SealwardError(
+            Reason.CERTIFICATE_REQUEST_INVALID,
+            "a renewal is for the key pair of the present certificate",
+            field="csr",
+        )
+
+
+def _session(session: Session) -> pb.Session:
+    return pb.Session(
+        session_id=session.session_id,
+        user=session.user,
+        roles=session.roles,
+        created=session.created,
+        expires=session.expires,
+    )
