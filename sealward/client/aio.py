@@ -142,13 +142,13 @@ class AsyncClient:
         metadata = self._core.bearer() if session else ()
         reply = await self._connection.unary(method, request, metadata, _CONTROL_SECONDS)
         if reply.code is not Code.OK:
-            raise await self._refused(request, reply)
-        proof = self._core.controlled(request, reply)
+            raise await self._refused(None, reply)
+        proof = self._core.controlled(reply)
         if proof is not None:
             await self._witness_quietly(proof)
         return reply.body
 
-    async def _refused(self, request: bytes, reply: Reply) -> Exception:
+    async def _refused(self, request: bytes | None, reply: Reply) -> Exception:
         refusal = self._core.refused(request, reply)
         if refusal.proof is not None:
             await self._witness_quietly(refusal.proof)

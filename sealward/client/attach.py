@@ -162,13 +162,13 @@ class AttachedChannel(grpc.Channel):
         A failed call passes: what it raises is tritonclient's. Its receipt must hold if it has one.
         """
         if reply.code is not Code.OK:
-            self.guard.refused(request, reply)
+            self.guard.refused(request if method == INFER else None, reply)
         elif method == INFER:
             proof = self.guard.answered(request, reply)
             if self.on_verified is not None:
                 self.on_verified(proof)
         else:
-            self.guard.controlled(request, reply)
+            self.guard.controlled(reply)
 
     def settle(self) -> None:
         """Prove every checkpoint that still waits for it."""

@@ -150,7 +150,7 @@ class Client:
     def _control(self, method: str, request: bytes, *, session: bool = False) -> bytes:
         metadata = self._core.bearer() if session else ()
         reply = self._connection.unary(method, request, metadata, _CONTROL_SECONDS)
-        self._guard.controlled(request, reply)
+        self._guard.controlled(reply)
         return reply.body
 
 

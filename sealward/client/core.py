@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sealward.api.gateway.v1.gateway_pb2 import LoginRequest, LoginResponse
 from sealward.client.book import CheckpointBook
 from sealward.client.connection import Metadata, Reply
-from sealward.client.errors import CallError, ClientError, MissingReceiptError
+from sealward.client.errors import CallError, ClientError
 from sealward.client.profile import Profile, Sequence
 from sealward.client.status import call_error
 from sealward.client.tensors import Array, as_declared, decode_response, encode_request
@@ -169,8 +169,8 @@ class Core:
 
     # --- answers ----------------------------------------------------------------------------
 
-    def refused(self, request: bytes, reply: Reply) -> Refusal:
-        """Take a failed call apart. Raises WrongReceiptError when it came with a wrong receipt."""
+    def refused(self, request: bytes | None, reply: Reply) -> Refusal:
+        """Take a failed call apart; `request` is None for a control call. Raises TrustError."""
         trailers = Trailers.parse(reply.trailers)
         proof = self.verifier.refused(request, trailers)
         error = call_error(reply.code, reply.message, reply.trailers, trailers, proof)
@@ -182,12 +182,9 @@ class Core:
         """Verify the receipt of a prediction. Raises MissingReceiptError or WrongReceiptError."""
         return self.verifier.answered(request, reply.body, Trailers.parse(reply.trailers))
 
-    def controlled(self, request: bytes, reply: Reply) -> Proof | None:
-        """Verify the receipt of an answer that holds no prediction, where it has one."""
-        try:
-            return self.verifier.control(request, reply.body, Trailers.parse(reply.trailers))
-        except MissingReceiptError:
-            return None
+    def controlled(self, reply: Reply) -> Proof | None:
+        """Verify the receipt of a control call, where it has one. Raises TrustError."""
+        return self.verifier.control(Trailers.parse(reply.trailers))
 
     def result(self, reply: Reply, proof: Proof) -> InferResult:
         """Return the prediction of a verified answer."""

@@ -33,16 +33,19 @@ class Guard:
         self.witness(proof)
         return proof
 
-    def controlled(self, request: bytes, reply: Reply) -> None:
-        """Check an answer that holds no prediction: its receipt must hold if it has one."""
+    def controlled(self, reply: Reply) -> None:
+        """Check how a control call ended: its receipt must hold if it has one. Raises CallError."""
         if reply.code is not Code.OK:
-            raise self.refused(request, reply)
-        proof = self._core.controlled(request, reply)
+            raise self.refused(None, reply)
+        proof = self._core.controlled(reply)
         if proof is not None:
             self._witness_quietly(proof)
 
-    def refused(self, request: bytes, reply: Reply) -> Exception:
-        """Return the error of a failed call, its receipt verified. Raises TrustError."""
+    def refused(self, request: bytes | None, reply: Reply) -> Exception:
+        """Return the error of a failed call, its receipt verified. Raises TrustError.
+
+        `request` is None for a control call.
+        """
         refusal = self._core.refused(request, reply)
         if refusal.proof is not None:
             self._witness_quietly(refusal.proof)

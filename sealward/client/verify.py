@@ -80,24 +80,30 @@ class ReceiptVerifier:
         digest = model_digest(response)
         return self._verify(request, response, bytes.fromhex(digest), Outcome.OK, trailers, digest)
 
-    def control(self, request: bytes, response: bytes, trailers: Trailers) -> Proof:
-        """Return the proof of an answered call that involves no model. Raises as `answered`."""
-        return self._verify(request, response, b"", Outcome.OK, trailers, "")
+    def control(self, trailers: Trailers) -> Proof | None:
+        """Return the proof that an answered control call was recorded; None without a receipt.
 
-    def refused(self, request: bytes, trailers: Trailers) -> Proof | None:
-        """Return the proof that a refusal or failure was recorded; None where it has no receipt.
-
-        An error without a receipt releases nothing, so it is no reason for alarm by itself. Raises
-        WrongReceiptError.
+        Its record binds no message bytes: a login carries a password, whose digest must not be
+        anywhere. Raises as `answered`.
         """
         if not trailers.receipt:
             return None
-        return self._verify(request, b"", b"", None, trailers, "")
+        return self._verify(None, None, b"", Outcome.OK, trailers, "")
+
+    def refused(self, request: bytes | None, trailers: Trailers) -> Proof | None:
+        """Return the proof that a refusal or failure was recorded; None where it has no receipt.
+
+        `request` is None for a control call. An error without a receipt releases nothing, so it is
+        no reason for alarm by itself. Raises as `answered`.
+        """
+        if not trailers.receipt:
+            return None
+        return self._verify(request, None, b"", None, trailers, "")
 
     def _verify(
         self,
-        request: bytes,
-        response: bytes,
+        request: bytes | None,
+        response: bytes | None,
         digest: bytes,
         outcome: Outcome | None,
         trailers: Trailers,
@@ -115,8 +121,8 @@ class ReceiptVerifier:
             verified = verify_receipt(
                 trailers.receipt,
                 vkeys=self._vkeys,
-                request_digest=sha256(request).digest(),
-                response_digest=sha256(response).digest() if outcome is Outcome.OK else b"",
+                request_digest=_digest(request),
+                response_digest=_digest(response),
                 model_digest=digest,
                 outcome=outcome,
                 event_id=event_id,
@@ -155,6 +161,10 @@ def model_digest(response: bytes) -> str:
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise WrongReceiptError("the answer's model digest is not a SHA-256 in hex")
     return digest
+
+
+def _digest(message: bytes | None) -> bytes:
+    return b"" if message is None else sha256(message).digest()
 
 
 def _text(value: str | bytes) -> str:

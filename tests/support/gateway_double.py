@@ -125,11 +125,15 @@ class GatewayDouble:
         with self.lock:
             self.tree = Tree(leaf_hash(b"forged %d" % at) for at in range(size))
 
-    def record(self, request: bytes, response: bytes, model: bytes, outcome: Outcome) -> Trailers:
+    def record(
+        self, request: bytes | None, response: bytes | None, model: bytes, outcome: Outcome
+    ) -> Trailers:
         """Append an entry for a call and return its trailers."""
         event, salt = uuid.uuid4(), os.urandom(32)
-        answer = sha256(response).digest() if outcome is Outcome.OK else NO_DIGEST
-        bound = binding(salt, sha256(request).digest(), answer, model, outcome)
+        asked, answer = (
+            NO_DIGEST if part is None else sha256(part).digest() for part in (request, response)
+        )
+        bound = binding(salt, asked, answer, model, outcome)
         leaf = leaf_prefix(event.bytes, bound) + os.urandom(MIN_SEALED_SIZE)
         with self.lock:
             index = self.tree.append([leaf_hash(leaf)]) - 1
@@ -152,7 +156,7 @@ class GatewayDouble:
             outcome = (
                 Outcome.DENIED if self.deny is grpc.StatusCode.PERMISSION_DENIED else Outcome.FAILED
             )
-            sent = self.lie(Sent(b"", self.record(body, b"", NO_DIGEST, outcome)))
+            sent = self.lie(Sent(b"", self.record(body, None, NO_DIGEST, outcome)))
             status = Status(code=self.deny.value[0], message="no rule permits this call")
             info = ErrorInfo(reason="POLICY_DENIED", domain="sealward")
             info.metadata["field"] = "model_name"
@@ -199,7 +203,12 @@ class GatewayDouble:
 
     def login(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         request = gw.LoginRequest.FromString(body)
-        if request.password != "right":
+        right = request.password == "right"
+        # A control call's record binds no bytes.
+        outcome = Outcome.OK if right else Outcome.DENIED
+        sent = self.lie(Sent(b"", self.record(None, None, NO_DIGEST, outcome)))
+        context.set_trailing_metadata(tuple(sent.trailers))
+        if not right:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "user name or password is wrong")
         return gw.LoginResponse(
             token="n" * 43, expires=1, idle_seconds=900, session_id="s"

@@ -11,12 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sealward.client import AsyncClient, Client, DeniedError, NotLoggedInError, ProfileError
+from sealward.client import (
+    AsyncClient,
+    Client,
+    DeniedError,
+    NotLoggedInError,
+    ProfileError,
+    WrongReceiptError,
+)
 from sealward.client.profile import Profile, Sequence
 from sealward.client.renewal import Renewal
 from sealward.client.tensors import as_declared, decode_response, encode_request
 from sealward.kit.tls import load_material
-from tests.support.gateway_double import TOKEN, GatewayDouble
+from tests.support.gateway_double import TOKEN, GatewayDouble, with_trailer
 
 ROWS = {"x": np.ones((1, 3), np.float32)}
 
@@ -69,6 +76,19 @@ def test_login_keeps_the_token_and_logout_forgets_it(folder: Path) -> None:
             client.infer("m", ROWS)
     assert not (folder / "session").exists()
     assert not (folder / "sequence").exists()
+
+
+def test_a_control_call_proves_that_it_was_recorded(gateway: GatewayDouble, folder: Path) -> None:
+    with Client.from_profile(folder) as client:
+        with pytest.raises(DeniedError) as caught:
+            client.login("wrong")
+        assert (caught.value.outcome, caught.value.log_index) == ("denied", 0)
+        assert caught.value.receipt
+        gateway.lie = with_trailer("sealward-log-index", "9")
+        for password in ("right", "wrong"):
+            with pytest.raises(WrongReceiptError):
+                client.login(password)
+    assert (folder / "session").read_text() == TOKEN
 
 
 def test_async_login(folder: Path) -> None:
