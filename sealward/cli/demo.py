@@ -19,7 +19,6 @@ DEFAULT = Path("demo-data")
 CLINICIAN = "demo-clinician"
 OPERATOR = "demo-operator"
 _SHOWN = 6
-_PUBLISHED_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -96,8 +95,9 @@ def _finish(report: Report, began: float, *, as_json: bool) -> None:
         emit(found, as_json=True)
     else:
         times = found["call_ms"]
+        started = f"Ready in {found['ready_seconds']} s; " if report.ready_seconds else ""
         line(
-            f"\nReady in {found['ready_seconds']} s; {found['calls']} calls, each recorded, proven"
+            f"\n{started}{found['calls']} calls, each recorded, proven"
             f" and verified: median {times['p50']} ms, p99 {times['p99']} ms;"
             f" {found['seconds']} s in all."
         )

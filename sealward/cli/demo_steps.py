@@ -25,6 +25,7 @@ from sealward.tlog.receipt import verify_receipt
 from sealward.tlog.tiles import TILE_WIDTH, decode_bundle, entries_path
 
 _PUBLISHED_SECONDS = 10.0
+_CONSISTENCY_SECONDS = 2.0
 _LEAST_ACCURACY = 0.9
 _LEAST_R2 = 0.3
 
@@ -64,7 +65,7 @@ def predict_heldout(suite: Suite, user: str, shipped: Shipped) -> Heldout:
     result = Heldout(("patient", *shipped.columns, "log entry"))
     given: list[float] = []
     truths: list[float] = []
-    with Caller(suite, user) as caller:
+    with Caller(suite, user, consistency_seconds=_CONSISTENCY_SECONDS) as caller:
         for patient, values, truth in _patients(shipped.model):
             request = ModelInferRequest(model_name=shipped.model, id=patient)
             tensor = request.inputs.add(
@@ -91,7 +92,7 @@ def denied(suite: Suite, user: str, request: bytes) -> dict[str, Any]:
     """Make a call that policy denies; return the refusal. Raise CliError when it was answered."""
     with Caller(suite, user) as caller:
         try:
-            caller.ask(request)
+            caller.ask(request, purpose="TREAT")
         except CliError as error:
             if error.details.get("status") != "PERMISSION_DENIED":
                 raise

@@ -105,10 +105,11 @@ class Caller:
     """Carries serialised requests of a logged-in user. Use it as a context manager.
 
     It takes requests as they are, so that wrong ones reach the service, which records them; the
-    client library would refuse to build them. Errors are CliErrors.
+    client library would refuse to build them. `consistency_seconds` is how long checkpoints may wait
+    before it is proven that the log only grew; leaving the block proves it. Errors are CliErrors.
     """
 
-    def __init__(self, suite: Suite, user: str) -> None:
+    def __init__(self, suite: Suite, user: str, *, consistency_seconds: float = 0.0) -> None:
         from sealward.cli.connect import user_folder
         from sealward.client.connection import Connection, open_channel
         from sealward.client.core import Core
@@ -119,7 +120,7 @@ class Caller:
         self._user = user
         try:
             profile = Profile.load(user_folder(suite, user))
-            self._core = Core(profile, 0.0)
+            self._core = Core(profile, consistency_seconds)
             self._connection = Connection(open_channel(profile, profile.material()))
         except ClientError as error:
             raise client_error(error, user) from None
@@ -128,8 +129,16 @@ class Caller:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        from sealward.client.errors import ClientError
+
+        try:
+            if kind is None:
+                self._guard.settle()
+        except ClientError as error:
+            raise client_error(error, self._user) from None
+        finally:
+            self._connection.close()
 
     def ask(
         self,

@@ -68,6 +68,8 @@ def cli_error(error: grpc.RpcError, what: str) -> CliError:
     reason, metadata = error_info(error)
     metadata_of_call = trailers(call)
     receipt = metadata_of_call.get("sealward-receipt-bin")
+    # A message that is too large stays so.
+    busy = code in _UNAVAILABLE and reason != "MESSAGE_TOO_LARGE"
     # The text of a status without a reason of ours is the transport's own: it names addresses.
     message = str(call.details()) if reason else f"{what}: the service does not answer"
     if not reason and code not in _UNAVAILABLE:
@@ -76,7 +78,7 @@ def cli_error(error: grpc.RpcError, what: str) -> CliError:
     return CliError(
         message,
         advice=ADVICE.get(reason, "" if reason else "see sealward status"),
-        code=Exit.UNAVAILABLE if code in _UNAVAILABLE else Exit.FAILED,
+        code=Exit.UNAVAILABLE if busy else Exit.FAILED,
         status=code.name,
         reason=reason,
         field=metadata.get("field"),
