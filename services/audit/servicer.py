@@ -38,8 +38,8 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
 
     def Append(
         self,
-        request_iterator: Iterator[audit_pb2.AppendRequest],
-        context: Any,
+        request_iterator: Iterator[audit_pb2.AppendRequest],  # noqa: ARG002
+        context: Any,  # noqa: ARG002
     ) -> Iterator[audit_pb2.AppendResponse]:
         """Refused here: the front has the handler of this method (app.py)."""
         raise SealwardError(Reason.METHOD_UNKNOWN, "served by the front")

@@ -1,0 +1,129 @@
+"""A real log on a real SQLite file; only the keys service is replaced, by a ring that can fail."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sealward.api.audit.v1.audit_pb2 import Entry
+from sealward.kit import attributes as names
+from sealward.kit.errors import SealwardError
+from sealward.kit.identity import parse_identity
+from sealward.kit.reasons import Reason
+from sealward.kit.recorder import new_event_id
+from sealward.kit.spans import STATUS_OK, AttributeValue, SpanHead, attribute
+from sealward.seal.context import EncryptionContext
+from sealward.tlog.note import Ed25519Signer
+from services.audit.digests import IndexKeys
+from services.audit.entry import Candidate, EntryMaker
+from services.audit.log import Log
+from services.audit.origin import LogKeys, open_log_keys
+from services.audit.segments import Segments
+from services.audit.sqlite_store import SqliteStore
+
+GATEWAY = parse_identity("spiffe://sealward.local/service/gateway")
+WORKLOAD = parse_identity("spiffe://sealward.local/workload/pacs")
+
+
+class Branch:
+    def __init__(self, ring: Ring, key: bytes, wrapped: bytes) -> None:
+        self._ring, self._key, self.wrapped = ring, key, wrapped
+        self.closed = False
+
+    def use(self, size: int = 0, messages: int = 1) -> bytes:
+        self._ring.answer()
+        return self._key
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Ring:
+    """Branch keys kept in memory by what their wrapped form and their context are."""
+
+    keys: dict[tuple[EncryptionContext, bytes], bytes] = field(default_factory=dict)
+    down: bool = False
+
+    def answer(self) -> None:
+        if self.down:
+            raise SealwardError(Reason.KEYS_UNAVAILABLE, "down", retry_after=1.0)
+
+    def create(self, context: EncryptionContext) -> Branch:
+        self.answer()
+        key, wrapped = secrets.token_bytes(32), secrets.token_bytes(16)
+        self.keys[context, wrapped] = key
+        return Branch(self, key, wrapped)
+
+    def open(self, context: EncryptionContext, wrapped: bytes) -> Branch:
+        self.answer()
+        if (context, wrapped) not in self.keys:
+            raise SealwardError(Reason.SEAL_BROKEN, "no such key")
+        return Branch(self, self.keys[context, wrapped], wrapped)
+
+
+@dataclass
+class Suite:
+    """Everything around one log."""
+
+    folder: Path
+    ring: Ring
+    store: SqliteStore
+    keys: LogKeys
+    segments: Segments
+    index: IndexKeys
+    maker: EntryMaker
+    log: Log
+    full: list[bool]
+    broken: list[str]
+
+    @property
+    def signer(self) -> Ed25519Signer:
+        return self.keys.signer
+
+    def entry(self, **changes: Any) -> Candidate:
+        return self.maker.appended(entry_bytes(**changes), GATEWAY)
+
+
+def open_suite(folder: Path, ring: Ring, **log_options: Any) -> Suite:
+    store = SqliteStore(folder / "log.db")
+    keys = open_log_keys(store, ring, "sealward.local", 2026)
+    segments = Segments(store, ring, keys.origin)
+    index = IndexKeys(keys.index.use)
+    full: list[bool] = []
+    broken: list[str] = []
+    options: dict[str, Any] = {"on_full": full.append, "on_broken": broken.append, **log_options}
+    log = Log(store, segments, index, keys.signer, **options)
+    return Suite(folder, ring, store, keys, segments, index, EntryMaker(index), log, full, broken)
+
+
+def span_bytes(
+    event_type: str = "inference.predict",
+    outcome: str = "ok",
+    *,
+    extra: dict[str, AttributeValue] | None = None,
+    start: int = 1_790_000_000_000_000_000,
+) -> bytes:
+    values: dict[str, AttributeValue] = {
+        names.EVENT_TYPE: event_type,
+        names.OUTCOME: outcome,
+        names.ACTOR_ID: "dr-smith",
+        names.MODEL_NAME: "breast-cancer",
+        names.PURPOSE: "TREAT",
+        names.CODE: "OK",
+        **(extra or {}),
+    }
+    parts = [attribute(name, value) for name, value in values.items()]
+    return SpanHead(event_type).build(start, start + 1_000_000, [*parts, STATUS_OK])
+
+
+def entry_bytes(**changes: Any) -> bytes:
+    values: dict[str, Any] = {
+        "event_id": new_event_id(),
+        "binding": secrets.token_bytes(32),
+        "span": span_bytes(),
+        **changes,
+    }
+    return Entry(**values).SerializeToString()
