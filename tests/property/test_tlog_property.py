@@ -1,5 +1,6 @@
 """Properties of the transparency log over sizes and positions that nobody chose."""
 
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from itertools import pairwise
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
 from sealward.tlog.errors import ProofError, TlogError
+from sealward.tlog.leaf import parse_leaf
 from sealward.tlog.logdir import LogVerificationError, verify_log
 from sealward.tlog.merkle import (
     EMPTY_ROOT,
@@ -20,8 +23,9 @@ from sealward.tlog.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from sealward.tlog.note import open_note, sign_note
+from sealward.tlog.note import open_note, parse_note, parse_vkeys, sign_note
 from sealward.tlog.proof import TlogProof
+from sealward.tlog.receipt import open_receipt
 from sealward.tlog.tiles import (
     TILE_WIDTH,
     decode_bundle,
@@ -188,6 +192,39 @@ def test_any_text_can_be_signed_and_no_flipped_bit_passes(lines: list[str], bit:
     flipped[bit // 8] ^= 1 << bit % 8
     with pytest.raises(TlogError):
         open_note(bytes(flipped), [signer().verifier])
+
+
+SAMPLES = [
+    log_files(entries(3))["checkpoint"],
+    TlogProof(1, (EMPTY_ROOT,), log_files(entries(3))["checkpoint"], b"extra").format(),
+    signer().vkey.encode(),
+    b"tile/entries/x001/234.p/17",
+    entries(1)[0],
+]
+
+
+@STEADY
+@given(st.sampled_from(SAMPLES), st.binary(max_size=8), st.integers(0), st.integers(0, 9))
+def test_readers_of_foreign_bytes_raise_their_own_errors_alone(
+    sample: bytes, put: bytes, at: int, cut: int
+) -> None:
+    at %= len(sample) + 1
+    data = sample[:at] + put + sample[at + cut :]
+    text = data.decode("utf-8", "replace")
+    keys = [signer().verifier]
+    for read in (
+        lambda: parse_note(data),
+        lambda: open_checkpoint(data, keys),
+        lambda: Checkpoint.parse(data),
+        lambda: TlogProof.parse(data),
+        lambda: open_receipt(data, keys),
+        lambda: parse_leaf(data),
+        lambda: parse_vkeys(text),
+        lambda: parse_path(text),
+        lambda: decode_bundle(data, 3),
+    ):
+        with suppress(TlogError):
+            read()
 
 
 @settings(STEADY, max_examples=40)

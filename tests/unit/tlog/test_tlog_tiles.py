@@ -97,6 +97,8 @@ def test_parse_path_is_the_way_back() -> None:
         "tile/entries/٠٠١",
         "/tile/entries/001",
         "tile/../tile/0/001",
+        "tile/0/" + "x001/" * 7 + "001",
+        "tile/0/" + "x001/" * 2000 + "001",
     ],
 )
 def test_other_paths_name_no_tile(path: str) -> None:
