@@ -128,7 +128,7 @@ class InferenceApp:
                 files = package.read_folder(folder)
                 manifest = package.read_package(files).manifest
                 if not self._store.has(manifest.name, manifest.version):
-                    self._patiently(lambda files=files: package.push(self._store, keys, files))
+                    self._patiently(functools.partial(package.push, self._store, keys, files))
                     self._ctx.log.info("model.sealed", name=manifest.name, version=manifest.version)
             except package.PackageError as error:
                 self._ctx.log.error("model.not-shippable", name=folder.name, reason=str(error))
