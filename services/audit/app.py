@@ -74,7 +74,7 @@ class AuditApp:
         )
         folder = settings.data_dir / "log"
         if not check_published(folder, keys.signer.verifier, self._log):
-            ctx.log.warning("publisher.foreign-checkpoint")
+            ctx.log.warning("publisher.torn-checkpoint")
         write_vkey(settings.data_dir / "log.vkey", keys.signer.vkey)
         self._publisher = Publisher(
             self._log,

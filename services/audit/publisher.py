@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -18,7 +19,7 @@ import structlog
 from sealward.kit.errors import StartupError
 from sealward.kit.logging import where
 from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
-from sealward.tlog.errors import TlogError
+from sealward.tlog.errors import SignatureError, TlogError
 from sealward.tlog.note import Verifier
 from sealward.tlog.tiles import (
     CHECKPOINT_PATH,
@@ -79,12 +80,15 @@ class Publisher:
         """Make the files what the store says; return how many differed or were missing."""
         size, checkpoint = self._log.head
         repaired = 0
+        for left in self._folder.rglob(".*.new"):
+            left.unlink()
         for tile in tiles_at(size):
-            wanted = self._content(tile)
-            path = self._folder / tile.path
-            if not _holds(path, wanted):
-                repaired += 1
-                self._write(path, wanted)
+            for form in (*self._earlier_forms(tile), tile):
+                wanted = self._content(form)
+                path = self._folder / form.path
+                if not _holds(path, wanted):
+                    repaired += 1
+                    self._write(path, wanted)
             self._drop_partials(tile)
         if size and not _holds(self._folder / CHECKPOINT_PATH, checkpoint):
             repaired += 1
@@ -143,14 +147,28 @@ class Publisher:
         return self._log.hashes(TILE_HEIGHT * tile.level, start, start + tile.width)
 
     def _write(self, path: Path, data: bytes) -> None:
-        if path.parent not in self._known:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._known.add(path.parent)
+        self._make(path.parent)
         temporary = path.with_name(f".{path.name}.new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         temporary.replace(path)
+
+    def _make(self, folder: Path) -> None:
+        if folder not in self._known:
+            # One by one: mkdir gives its mode to the last folder alone.
+            if folder != self._folder:
+                self._make(folder.parent)
+            folder.mkdir(mode=0o700, parents=folder == self._folder, exist_ok=True)
+            self._known.add(folder)
+
+    def _earlier_forms(self, tile: Tile) -> Iterator[Tile]:
+        """Yield the partial forms of earlier sizes that are there beside a partial tile."""
+        if tile.width != TILE_WIDTH:
+            for width in range(1, tile.width):
+                form = replace(tile, width=width)
+                if (self._folder / form.path).exists():
+                    yield form
 
     def _drop_partials(self, tile: Tile) -> None:
         """Once a tile is full its partial forms may go (tlog-tiles, "Partial Tiles")."""
@@ -167,13 +185,18 @@ class Publisher:
 def check_published(folder: Path, verifier: Verifier, log: Log) -> bool:
     """Compare the published checkpoint with the log before anything new is signed.
 
-    Raise StartupError when it is of a longer log or another tree: the store was rolled back or
-    exchanged. Return False when there is one that this log's key has not signed; it is no witness.
+    Raise StartupError when it is of a longer log or another tree (the store was rolled back or
+    exchanged) or of another log, whose files must not be written over. Return False when it cannot
+    be read as a checkpoint at all, as a crash may leave it: then it witnesses nothing.
     """
     try:
         published = open_checkpoint((folder / CHECKPOINT_PATH).read_bytes(), (verifier,))
     except FileNotFoundError:
         return True
+    except SignatureError:
+        raise StartupError(
+            f"{folder} holds a log that this store's key has not signed: move it away"
+        ) from None
     except (OSError, TlogError):
         return False
     size, _ = log.head
