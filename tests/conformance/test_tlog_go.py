@@ -1,5 +1,6 @@
-"""A verifier that is not ours agrees: golang.org/x/mod/sumdb on our logs and receipts."""
+"""Code that is not ours agrees: golang.org/x/mod/sumdb on our logs and receipts, and we on its."""
 
+import subprocess
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealward.tlog.leaf import Outcome, binding
+from sealward.tlog.logdir import verify_directory
+from sealward.tlog.note import parse_vkeys
 from sealward.tlog.receipt import format_receipt
 from tests.support import tlog_go
 from tests.support.tlog_logs import ORIGIN, entries, entry, log_files, signer, tree_of, write_log
@@ -103,3 +106,17 @@ def test_go_verifies_our_receipts(
     assert tlog_go.verify(program, log, vkey, *arguments, "-outcome", "0")[0] == 1
     file.write_bytes(receipt.replace(b"\nindex %d\n" % index, b"\nindex %d\n" % (index ^ 1)))
     assert tlog_go.verify(program, log, vkey, "-receipt", file)[0] == 1
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tlog_go.build(tmp_path_factory.mktemp("tlog-go-writer"), "./writelog")
+
+
+@pytest.mark.parametrize("size", [1, 256, 300, 66_000])
+def test_we_verify_a_log_that_go_wrote(writer: Path, tmp_path: Path, size: int) -> None:
+    subprocess.run([writer, tmp_path, str(size)], check=True, timeout=60)
+    vkeys = parse_vkeys((tmp_path / "log.vkey").read_text())
+    report = verify_directory(tmp_path / "log", vkeys)
+    assert (report.origin, report.size) == ("go.example/log", size)
+    assert (report.ahead, report.unknown) == (0, ())

@@ -9,8 +9,11 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "conformance" / "tlog_go"
 
 
-def build(directory: Path) -> Path:
-    """Return the program, built into `directory`; skips the test where there is no Go to do it."""
+def build(directory: Path, package: str = ".") -> Path:
+    """Return a program, built into `directory`; skips the test where there is no Go to do it.
+
+    The package `.` verifies a log, `./writelog` writes one.
+    """
     go = shutil.which("go")
     if go is None:
         pytest.skip(
@@ -21,8 +24,8 @@ def build(directory: Path) -> Path:
     )
     if fetched.returncode:
         pytest.skip("golang.org/x/mod cannot be fetched: the foreign log verifier has not been run")
-    program = directory / "tlog"
-    subprocess.run([go, "build", "-o", program, "."], cwd=SOURCE, check=True, timeout=170)
+    program = directory / "program"
+    subprocess.run([go, "build", "-o", program, package], cwd=SOURCE, check=True, timeout=170)
     return program
 
 

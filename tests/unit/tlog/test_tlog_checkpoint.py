@@ -87,6 +87,8 @@ def test_empty_tree_has_its_own_root() -> None:
     "checkpoint",
     [
         Checkpoint("two\nlines", 1, ROOT),
+        Checkpoint(f"{ORIGIN}\n1\n{ROOT64.decode()}", 70, ROOT),
+        Checkpoint(ORIGIN, 1, ROOT, ("two\nlines",)),
         Checkpoint("", 1, ROOT),
         Checkpoint(ORIGIN, -1, ROOT),
         Checkpoint(ORIGIN, 1, ROOT[:31]),
