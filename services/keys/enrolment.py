@@ -22,7 +22,7 @@ from sealward.kit.enroll import private_folder, write_private
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.identity import Identity, parse_identity, spiffe_id
 from sealward.kit.reasons import Code, Reason
-from services.keys.files import problem_of
+from services.keys.files import FileProblemError, read_checked
 from services.keys.profiles import parse_pem_request
 from services.keys.providers.base import Issued
 from services.keys.records import Recorder, RefusalLimit, about_actor
@@ -52,17 +52,11 @@ def read_claimed(path: Path, uid: int) -> bytes:
     It must be a regular file of `uid`, closed to others, with one name, and no symbolic link.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        raise _refusal("is not a readable file") from None
-    with os.fdopen(descriptor, "rb") as file:
-        problem = problem_of(os.fstat(descriptor), owners=frozenset({uid}))
-        if problem:
-            raise _refusal(problem)
-        data = file.read(_LARGEST_BYTES + 1)
-    if len(data) > _LARGEST_BYTES:
-        raise _refusal("is too large")
-    return data
+        return read_checked(path, frozenset({uid}), _LARGEST_BYTES, links=False)
+    except FileProblemError as error:
+        raise _refusal(str(error)) from None
+    except FileNotFoundError:
+        raise _refusal("is gone") from None
 
 
 class EnrolmentFolder:

@@ -11,7 +11,11 @@ from sealward.kit.errors import StartupError
 LARGEST_BYTES = 4 << 20
 
 
-def problem_of(found: os.stat_result, *, owners: frozenset[int]) -> str:
+class FileProblemError(Exception):
+    """A file is not what it must be. The text says how and names no content."""
+
+
+def problem_of(found: os.stat_result, owners: frozenset[int]) -> str:
     """Say what is wrong with a file that must be ours alone; empty when nothing is."""
     if not stat.S_ISREG(found.st_mode):
         return "is not a regular file"
@@ -24,25 +28,43 @@ def problem_of(found: os.stat_result, *, owners: frozenset[int]) -> str:
     return ""
 
 
-def read_private(path: Path, *, owners: frozenset[int] | None = None) -> bytes:
-    """Read a whole file that must be ours alone; raise StartupError or FileNotFoundError.
+def read_checked(
+    path: Path, owners: frozenset[int], largest: int = LARGEST_BYTES, *, links: bool = True
+) -> bytes:
+    """Read a whole file that must be ours alone; raise FileProblemError or FileNotFoundError.
 
-    What is checked is the open file, so nothing can be put in its place in between.
+    What is checked is the open file, so nothing can be put in its place in between. `links`:
+    whether the path may be a symbolic link.
     """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise
     except OSError:
-        raise StartupError(f"{path} cannot be read") from None
-    with os.fdopen(descriptor, "rb") as file:
-        problem = problem_of(os.fstat(descriptor), owners=owners or frozenset({os.geteuid()}))
+        raise FileProblemError("cannot be read") from None
+    try:
+        problem = problem_of(os.fstat(descriptor), owners)
         if problem:
-            raise StartupError(f"{path} {problem}")
-        data = file.read(LARGEST_BYTES + 1)
-    if len(data) > LARGEST_BYTES:
-        raise StartupError(f"{path} is too large to be what it should be")
+            raise FileProblemError(problem)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            data = file.read(largest + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > largest:
+        raise FileProblemError("is too large")
     return data
+
+
+def read_private(path: Path, owners: frozenset[int] | None = None) -> bytes:
+    """Read a file that must be ours (or of `owners`) alone; raise StartupError if it is not.
+
+    Raises FileNotFoundError when it is not there.
+    """
+    try:
+        return read_checked(path, owners or frozenset({os.geteuid()}))
+    except FileProblemError as error:
+        raise StartupError(f"{path} {error}") from None
 
 
 def write_durable(path: Path, data: bytes) -> None:

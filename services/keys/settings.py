@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sealward.kit.settings import ServiceSettings, settings_config
 
@@ -30,3 +31,9 @@ class KeysSettings(ServiceSettings):
     """Messages that may be sealed under one lease."""
     lease_max_bytes: int = Field(default=64 << 30, ge=1, le=1 << 60)
     """Bytes that may be sealed under one lease."""
+
+    @field_validator("unlock_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        # The empty path would be the working folder.
+        return value or None

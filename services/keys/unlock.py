@@ -19,7 +19,7 @@ Ask = Callable[[str], str]
 def unlock_from_file(path: Path) -> UnlockSecret:
     """Read the unlock secret from a file (ours or root's, mode 0600); raise StartupError."""
     try:
-        data = read_private(path, owners=frozenset({0, os.geteuid()}))
+        data = read_private(path, frozenset({0, os.geteuid()}))
         return UnlockSecret(data.decode("utf-8"))
     except FileNotFoundError:
         raise StartupError(f"the unlock file {path} does not exist") from None

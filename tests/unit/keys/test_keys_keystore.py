@@ -1,0 +1,247 @@
+"""The sealed file keystore: what it keeps, and everything that it refuses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.reasons import Reason
+from sealward.seal.rootkey import UnlockSecret, new_identity
+from services.keys import files, keystore
+from services.keys.authority import new_authority, utc_now
+from services.keys.keystore import ROOT_FILE, SEALED_FILE, Content, Keystore, open_or_create
+
+SECRET = UnlockSecret(new_identity())
+
+
+def initial(deployment: str) -> Content:
+    return Content(deployment, "sealward.local", (new_authority("sealward.local", utc_now()),))
+
+
+def opened(
+    folder: Path, secret: UnlockSecret = SECRET, first: Callable[[str], Content] = initial
+) -> Keystore:
+    store, _ = open_or_create(folder, lambda _creating: secret, first)
+    return store
+
+
+def never(_deployment: str) -> Content:
+    raise AssertionError("an existing keystore was about to be made anew")
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A closed keystore with one key-encryption key."""
+    made = opened(tmp_path)
+    made.ensure_kek("default", "session")
+    made.close()
+    return tmp_path
+
+
+def refusal(folder: Path, secret: UnlockSecret = SECRET) -> str:
+    """The start is refused, with one line, and nothing on the disk changes."""
+    before = snapshot(folder / "keystore")
+    with pytest.raises(StartupError) as caught:
+        opened(folder, secret, never)
+    assert snapshot(folder / "keystore") == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_created_on_the_first_start_only(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def unlock(creating: bool) -> UnlockSecret:
+        asked.append(creating)
+        return SECRET
+
+    first, created = open_or_create(tmp_path, unlock, initial)
+    content = first.content
+    first.close()
+    assert created
+    second, created = open_or_create(tmp_path, unlock, never)
+    second.close()
+    assert not created
+    assert second.content == content
+    assert asked == [True, False]
+
+
+def test_keys_survive(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    assert first.keks("default", "session") == ()
+    made = first.ensure_kek("default", "session")
+    assert first.ensure_kek("default", "session") == made
+    other = first.ensure_kek("default", "model")
+    assert other != made
+    first.close()
+    second = opened(tmp_path)
+    assert second.keks("default", "session") == made
+    assert second.keks("default", "model") == other
+    second.close()
+
+
+def test_files_are_closed_to_others_and_hold_no_key_in_clear(store: Path) -> None:
+    reopened = opened(store)
+    folder = store / "keystore"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert sorted(snapshot(folder)) == [SEALED_FILE, ROOT_FILE]
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+    blob = b"".join(snapshot(folder).values())
+    assert reopened.keks("default", "session")[0] not in blob
+    assert reopened.content.authorities[0].key not in blob
+    assert "authorities" not in repr(reopened)
+    assert reopened.content.authorities[0].key.hex() not in repr(reopened.content)
+    assert repr(reopened.keks("default", "session")[0]) not in repr(reopened.content)
+    reopened.close()
+
+
+@pytest.mark.parametrize("name", [ROOT_FILE, SEALED_FILE])
+def test_a_changed_file_is_refused(store: Path, name: str) -> None:
+    path = store / "keystore" / name
+    good = path.read_bytes()
+    for place in range(0, len(good), 7):
+        changed = bytearray(good)
+        changed[place] ^= 0x10
+        path.write_bytes(bytes(changed))
+        assert name in refusal(store)
+    for length in (0, 1, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:length])
+        assert name in refusal(store)
+    path.write_bytes(good + b"\x00")
+    assert name in refusal(store)
+    path.write_bytes(good)
+    opened(store, first=never).close()
+
+
+@pytest.mark.parametrize("name", [ROOT_FILE, SEALED_FILE])
+def test_a_missing_file_is_refused_and_not_made_anew(store: Path, name: str) -> None:
+    (store / "keystore" / name).unlink()
+    assert refusal(store).endswith(f"is damaged: {name} is missing")
+
+
+def test_files_of_two_keystores_do_not_mix(store: Path, tmp_path_factory: Any) -> None:
+    other = tmp_path_factory.mktemp("other")
+    opened(other).close()
+    foreign = (other / "keystore" / SEALED_FILE).read_bytes()
+    (store / "keystore" / SEALED_FILE).write_bytes(foreign)
+    assert "does not belong to root.age" in refusal(store)
+
+
+def test_another_secret_is_refused(store: Path) -> None:
+    assert "wrong unlock secret" in refusal(store, UnlockSecret(new_identity()))
+    assert "wrong unlock secret" in refusal(store, UnlockSecret("a passphrase, not a key"))
+
+
+def test_another_version_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reopened = opened(store)
+    monkeypatch.setattr(keystore.json, "dumps", lambda _document: '{"version": 2}')  # type: ignore[attr-defined]
+    reopened.ensure_kek("default", "model")
+    reopened.close()
+    monkeypatch.undo()
+    assert "not a keystore of this version" in refusal(store)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o604])
+def test_files_open_to_others_are_refused(store: Path, mode: int) -> None:
+    (store / "keystore" / ROOT_FILE).chmod(mode)
+    assert "chmod 600" in refusal(store)
+
+
+def test_a_hard_link_or_folder_in_its_place_is_refused(store: Path, tmp_path: Path) -> None:
+    path = store / "keystore" / SEALED_FILE
+    os.link(path, tmp_path / "copy")
+    assert "hard link" in refusal(store)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StartupError, match="regular file"):
+        opened(store, first=never)
+
+
+def test_one_process_at_a_time(store: Path) -> None:
+    first = opened(store)
+    assert "in use" in refusal(store)
+    first.close()
+    opened(store).close()
+
+
+def test_a_refused_start_leaves_no_lock_behind(store: Path) -> None:
+    refusal(store, UnlockSecret(new_identity()))
+    opened(store).close()
+
+
+def test_a_first_start_that_died_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / ".keystore.new").mkdir()
+    (tmp_path / ".keystore.new" / ROOT_FILE).write_bytes(b"half")
+    opened(tmp_path).close()
+    assert not (tmp_path / ".keystore.new").exists()
+
+
+def test_dying_at_any_step_of_a_write_leaves_the_old_or_the_new(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each system call of a write in turn is the last one that happens."""
+    names = ("fsync", "replace")
+    for dies in names:
+        reopened = opened(store)
+        before = reopened.content
+
+        class Died(BaseException):
+            pass
+
+        def die(*_arguments: object) -> None:
+            raise Died
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os if dies == "fsync" else files.Path, dies, die)
+            with pytest.raises(Died):
+                reopened.ensure_kek("default", f"purpose-{dies}")
+        assert reopened.content == before
+        reopened.close()
+        again = opened(store, first=never)
+        assert again.content == before
+        again.close()
+
+
+def test_a_full_disk_is_an_answer_and_makes_no_key(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reopened = opened(store)
+
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keystore, "write_durable", full)
+        with pytest.raises(SealwardError) as caught:
+            reopened.ensure_kek("default", "model")
+    assert caught.value.reason is Reason.KEYSTORE_UNAVAILABLE
+    assert reopened.keks("default", "model") == ()
+    assert reopened.ensure_kek("default", "model")
+    reopened.close()
+
+
+def test_leftovers_of_a_write_are_removed(store: Path) -> None:
+    leftover = store / "keystore" / f".{SEALED_FILE}.4711"
+    leftover.write_bytes(b"half")
+    opened(store).close()
+    assert not leftover.exists()
+
+
+def test_names_without_end_are_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keystore, "MAX_KEKS", 2)
+    reopened = opened(store)
+    reopened.ensure_kek("a", "session")
+    with pytest.raises(SealwardError) as caught:
+        reopened.ensure_kek("b", "session")
+    assert caught.value.reason is Reason.KEYSTORE_UNAVAILABLE
+    reopened.close()

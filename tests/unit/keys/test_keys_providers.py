@@ -1,0 +1,292 @@
+"""What every provider of branch keys and certificates must do."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.verification import PolicyBuilder, Store
+
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.identity import parse_identity
+from sealward.kit.reasons import Reason
+from sealward.kit.tls import make_csr, new_key
+from sealward.seal.context import EncryptionContext
+from sealward.seal.objects import seal_object
+from sealward.seal.rootkey import UnlockSecret, new_identity
+from services.keys.authority import EmbeddedAuthority, new_authority, utc_now
+from services.keys.keystore import Authority, Content, open_or_create
+from services.keys.profiles import (
+    Lives,
+    identity_to_certify,
+    parse_der_request,
+    parse_pem_request,
+    profile_of,
+)
+from services.keys.providers.base import BranchKeys
+from services.keys.providers.embedded import EmbeddedBranchKeys
+
+TD = "sealward.local"
+SESSION = EncryptionContext("default", "session", "epoch-1")
+LIVES = Lives(service=3600, user=86_400)
+
+
+@pytest.fixture(params=["embedded"])
+def provider(tmp_path: Path) -> Iterator[BranchKeys]:
+    secret = UnlockSecret(new_identity())
+    store, _ = open_or_create(
+        tmp_path,
+        lambda _creating: secret,
+        lambda deployment: Content(deployment, TD, (new_authority(TD, utc_now()),)),
+    )
+    yield EmbeddedBranchKeys(store)
+    store.close()
+
+
+def reason(provider: BranchKeys, context: EncryptionContext, wrapped: bytes) -> Reason:
+    with pytest.raises(SealwardError) as caught:
+        provider.open(context, wrapped)
+    return caught.value.reason
+
+
+def test_opens_what_it_made(provider: BranchKeys) -> None:
+    key, wrapped = provider.create(SESSION)
+    assert len(key) == 32
+    assert key not in wrapped
+    assert provider.open(SESSION, wrapped) == key
+    assert provider.create(SESSION)[0] != key
+    assert provider.state() == "ready"
+
+
+def test_binds_the_whole_context(provider: BranchKeys) -> None:
+    _, wrapped = provider.create(SESSION)
+    for other in (
+        EncryptionContext("other", "session", "epoch-1"),
+        EncryptionContext("default", "model", "epoch-1"),
+        EncryptionContext("default", "session", "epoch-2"),
+    ):
+        assert reason(provider, other, wrapped) is Reason.SEAL_BROKEN
+        provider.create(other)
+        assert reason(provider, other, wrapped) is Reason.SEAL_BROKEN
+
+
+def test_refuses_what_it_did_not_make(provider: BranchKeys) -> None:
+    key, wrapped = provider.create(SESSION)
+    changed = bytearray(wrapped)
+    changed[-1] ^= 1
+    for forged in (
+        b"",
+        b"garbage",
+        bytes(changed),
+        wrapped[:-1],
+        wrapped + b"\x00",
+        # An object sealed under the branch key is not a branch key.
+        seal_object(key, SESSION, bytes(32)),
+    ):
+        assert reason(provider, SESSION, forged) is Reason.SEAL_BROKEN
+
+
+# --- certificates ---------------------------------------------------------------------------------
+
+
+def authority(now: dt.datetime | None = None) -> EmbeddedAuthority:
+    moment = now or utc_now()
+    return EmbeddedAuthority((new_authority(TD, moment),), lambda: moment)
+
+
+def leaf_of(uri: str) -> tuple[x509.Certificate, EmbeddedAuthority]:
+    ca = authority()
+    request = make_csr(new_key(), "spiffe://sealward.local/service/keys")
+    issued = ca.issue(profile_of(parse_identity(uri), LIVES), request)
+    leaf = x509.load_pem_x509_certificate(issued.chain_pem)
+    assert leaf.serial_number == issued.serial
+    assert int(leaf.not_valid_after_utc.timestamp()) == issued.not_after
+    return leaf, ca
+
+
+@pytest.mark.parametrize(
+    ("uri", "dns", "addresses", "server", "seconds"),
+    [
+        ("service/gateway", ["gateway.sealward.local", "localhost"], ["127.0.0.1"], True, 3600),
+        ("service/audit", ["audit.sealward.local", "localhost"], ["127.0.0.1"], True, 3600),
+        ("service/inference", ["inference.sealward.local"], [], True, 3600),
+        ("service/keys", ["keys.sealward.local"], [], True, 3600),
+        ("admin/local", [], [], False, 3600),
+        ("user/alice", [], [], False, 86_400),
+        ("workload/mirth", [], [], False, 86_400),
+    ],
+)
+def test_profiles(
+    uri: str, dns: list[str], addresses: list[str], server: bool, seconds: int
+) -> None:
+    leaf, ca = leaf_of(f"spiffe://{TD}/{uri}")
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"spiffe://{TD}/{uri}"]
+    assert names.get_values_for_type(x509.DNSName) == dns
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == addresses
+    assert [a.value for a in leaf.subject] == [uri.split("/")[1]]
+    usages = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    assert usages == {ExtendedKeyUsageOID.CLIENT_AUTH} | (
+        {ExtendedKeyUsageOID.SERVER_AUTH} if server else set()
+    )
+    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    assert life == dt.timedelta(seconds=seconds + 60)
+    basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert basic.critical
+    assert not basic.value.ca
+    usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert usage.digital_signature
+    assert not usage.key_cert_sign
+    roots = x509.load_pem_x509_certificates(ca.bundle_pem)
+    leaf.verify_directly_issued_by(roots[0])
+    PolicyBuilder().store(Store(roots)).build_client_verifier().verify(leaf, [])
+    if server:
+        PolicyBuilder().store(Store(roots)).build_server_verifier(x509.DNSName(dns[0])).verify(
+            leaf, []
+        )
+
+
+def test_a_life_ends_with_the_authority_at_the_latest() -> None:
+    begun = utc_now()
+    late = begun + dt.timedelta(days=3650) - dt.timedelta(seconds=100)
+    made = new_authority(TD, begun)
+    issued = EmbeddedAuthority((made,), lambda: late).issue(
+        profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), make_csr(new_key(), "x")
+    )
+    assert issued.not_after == int(late.timestamp()) + 100
+    with pytest.raises(StartupError, match="expired"):
+        EmbeddedAuthority((made,), lambda: late + dt.timedelta(seconds=100))
+
+
+def test_the_newest_authority_signs_and_all_are_trusted() -> None:
+    old, new = new_authority(TD, utc_now()), new_authority(TD, utc_now())
+    ca = EmbeddedAuthority((old, new))
+    bundle = x509.load_pem_x509_certificates(ca.bundle_pem)
+    assert [c.public_bytes(serialization.Encoding.DER) for c in bundle] == [
+        new.certificate,
+        old.certificate,
+    ]
+    issued = ca.issue(
+        profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), make_csr(new_key(), "x")
+    )
+    x509.load_pem_x509_certificate(issued.chain_pem).verify_directly_issued_by(bundle[0])
+
+
+def test_an_authority_whose_parts_do_not_match_is_refused() -> None:
+    one, other = new_authority(TD, utc_now()), new_authority(TD, utc_now())
+    for broken in (Authority(one.key, other.certificate), Authority(b"x", one.certificate)):
+        with pytest.raises(StartupError, match="damaged"):
+            EmbeddedAuthority((broken,))
+
+
+def request_with(key: object, *, name: str = "x") -> x509.CertificateSigningRequest:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, algorithm)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP384R1()),
+        ed25519.Ed25519PrivateKey.generate(),
+        rsa.generate_private_key(65537, 2048),
+    ],
+    ids=["P-384", "Ed25519", "RSA"],
+)
+def test_only_p256_is_signed(key: object) -> None:
+    with pytest.raises(SealwardError) as caught:
+        authority().issue(
+            profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), request_with(key)
+        )
+    assert caught.value.reason is Reason.CERTIFICATE_REQUEST_INVALID
+
+
+def test_a_request_that_its_key_did_not_sign_is_refused() -> None:
+    good = make_csr(new_key(), "x").public_bytes(serialization.Encoding.DER)
+    forged = bytearray(good)
+    forged[-1] ^= 1
+    with pytest.raises(SealwardError) as caught:
+        authority().issue(
+            profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES),
+            parse_der_request(bytes(forged)),
+        )
+    assert caught.value.reason is Reason.CERTIFICATE_REQUEST_INVALID
+
+
+def test_names_of_the_request_are_not_looked_at() -> None:
+    wanted = x509.SubjectAlternativeName(
+        [x509.UniformResourceIdentifier(f"spiffe://{TD}/service/keys"), x509.DNSName("evil")]
+    )
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "keys")]))
+        .add_extension(wanted, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(new_key(), hashes.SHA256())
+    )
+    issued = authority().issue(
+        profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), request
+    )
+    leaf = x509.load_pem_x509_certificate(issued.chain_pem)
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in names] == [f"spiffe://{TD}/user/alice"]
+    assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+@pytest.mark.parametrize("parse", [parse_der_request, parse_pem_request])
+@pytest.mark.parametrize("data", [b"", b"garbage", b"-----BEGIN CERTIFICATE REQUEST-----\n"])
+def test_what_is_not_a_request(parse: object, data: bytes) -> None:
+    with pytest.raises(SealwardError) as caught:
+        parse(data)  # type: ignore[operator]
+    assert caught.value.reason is Reason.CERTIFICATE_REQUEST_INVALID
+
+
+@pytest.mark.parametrize(
+    ("caller", "named", "certified"),
+    [
+        ("service/audit", "", "service/audit"),
+        ("service/gateway", "", "service/gateway"),
+        ("service/gateway", f"spiffe://{TD}/user/alice", "user/alice"),
+        ("service/gateway", f"spiffe://{TD}/workload/mirth", "workload/mirth"),
+    ],
+)
+def test_whom_a_certificate_is_for(caller: str, named: str, certified: str) -> None:
+    who = identity_to_certify(parse_identity(f"spiffe://{TD}/{caller}"), named)
+    assert who.uri == f"spiffe://{TD}/{certified}"
+
+
+@pytest.mark.parametrize(
+    ("caller", "named", "expected"),
+    [
+        ("service/gateway", f"spiffe://{TD}/service/audit", Reason.IDENTITY_FORBIDDEN),
+        ("service/gateway", f"spiffe://{TD}/service/gateway", Reason.IDENTITY_FORBIDDEN),
+        ("service/gateway", f"spiffe://{TD}/admin/local", Reason.IDENTITY_FORBIDDEN),
+        ("service/gateway", "spiffe://other.local/user/alice", Reason.IDENTITY_FORBIDDEN),
+        ("service/gateway", "spiffe://sealward.local/root/x", Reason.FIELD_INVALID),
+        ("service/gateway", "alice", Reason.FIELD_INVALID),
+        ("service/audit", f"spiffe://{TD}/user/alice", Reason.IDENTITY_FORBIDDEN),
+        ("service/inference", f"spiffe://{TD}/service/inference", Reason.IDENTITY_FORBIDDEN),
+        ("admin/local", f"spiffe://{TD}/user/alice", Reason.IDENTITY_FORBIDDEN),
+        ("user/alice", f"spiffe://{TD}/user/bob", Reason.IDENTITY_FORBIDDEN),
+    ],
+)
+def test_whom_a_caller_may_not_name(caller: str, named: str, expected: Reason) -> None:
+    with pytest.raises(SealwardError) as caught:
+        identity_to_certify(parse_identity(f"spiffe://{TD}/{caller}"), named)
+    assert caught.value.reason is expected
+    assert named not in caught.value.message
+
+
+@pytest.mark.parametrize("uri", ["service/redis", "admin/remote"])
+def test_there_are_no_other_services_or_administrators(uri: str) -> None:
+    with pytest.raises(SealwardError) as caught:
+        profile_of(parse_identity(f"spiffe://{TD}/{uri}"), LIVES)
+    assert caught.value.reason is Reason.IDENTITY_FORBIDDEN
