@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from secrets import token_hex
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.gateway.v1 import gateway_pb2_grpc
@@ -103,7 +103,7 @@ class Gateway:
         policy = load_policy(settings.policy_file)
         authority = Authority(self._store, policy)
         denials = DenialLimit()
-        writer = EventWriter(f"gateway-{token_hex(4)}")
+        writer = EventWriter()
         self._catalog = Catalog(inference_channels.get, settings.time_limit_seconds, log)
         self._front = UnaryFront([METHOD], ctx.peers, ctx.server_metrics, log)
 
@@ -178,6 +178,7 @@ class Gateway:
         self._await_dependencies(time.monotonic() + settings.start_seconds)
         self._pipeline.start()
         self._server.start()
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def stop(self, grace: float) -> None:
         """Let calls in flight end, then release everything."""
@@ -209,6 +210,11 @@ class Gateway:
             if time.monotonic() >= deadline:
                 raise StartupError(f"waited in vain for {', '.join(sorted(missing))}")
             self._stop.wait(_TICK_SECONDS)
+
+    def _warm_up(self) -> None:
+        """Load the sealing library before the first login, but not before the first answer."""
+        with contextlib.suppress(SealwardError):
+            self._sealer.seal(b"", "warm-up")
 
     def _sessions_are(self, ready: bool) -> None:
         if not ready:

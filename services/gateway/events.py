@@ -150,14 +150,11 @@ class Event:
 class EventWriter:
     """Writes entries for the log. Thread-safe.
 
-    `producer` names this process, and its numbers rise by one with each entry: a gap shows an entry
-    that got lost.
+    The numbers rise by one with each entry, from 1 at the start of the process: a gap shows an
+    entry that got lost. Whose numbers they are audit adds, from the certificate that it sees.
     """
 
-    def __init__(self, producer: str) -> None:
-        self._producer = attribute(names.PRODUCER_ID, producer) + attribute(
-            names.SERVICE_NAME, "gateway"
-        )
+    def __init__(self) -> None:
         self._heads = {kind: SpanHead(kind) for kind in names.EVENT_TYPES}
         self._numbers = itertools.count(1)
         self._ends: dict[tuple[str, str, int], bytes] = {}
@@ -195,7 +192,7 @@ class EventWriter:
         known = self._ends.get(key)
         if known is None:
             parts = [
-                self._producer,
+                attribute(names.SERVICE_NAME, "gateway"),
                 attribute(names.EVENT_TYPE, event_type),
                 attribute(names.OUTCOME, _OUTCOMES[outcome]),
                 attribute(names.CODE, "OK" if error is None else error.code.name),
