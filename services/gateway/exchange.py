@@ -80,7 +80,7 @@ class Exchange:
         for call in calls:
             number = next(self._ids)
             self._waiting[number] = (sink, call.item, call.deadline)
-            left_ms = max(1, min(int((call.deadline - now) * 1000), 2**32 - 1))
+            left_ms = max(1, int(min((call.deadline - now) * 1000, 2**32 - 1)))
             out.append(OutCall(number, call.method, call.body, left_ms))
         try:
             self._upstream.send(out)
