@@ -105,8 +105,9 @@ class Caller:
     """Carries serialised requests of a logged-in user. Use it as a context manager.
 
     It takes requests as they are, so that wrong ones reach the service, which records them; the
-    client library would refuse to build them. `consistency_seconds` is how long checkpoints may wait
-    before it is proven that the log only grew; leaving the block proves it. Errors are CliErrors.
+    client library would refuse to build them. `consistency_seconds` is how long checkpoints may
+    wait before it is proven that the log only grew; leaving the block proves it. Errors are
+    CliErrors.
     """
 
     def __init__(self, suite: Suite, user: str, *, consistency_seconds: float = 0.0) -> None:

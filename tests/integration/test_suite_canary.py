@@ -1,0 +1,155 @@
+"""Nothing is readable at rest: what a call carries is found in no file, log line or metric."""
+
+from __future__ import annotations
+
+import base64
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from sealward.cli.certificates import ensure_admin
+from sealward.cli.errors import CliError
+from sealward.kit.settings import split_address
+from sealward.kit.tls import Credentials
+from tests.support.suites import RunningSuite, request, running, until
+
+TEXT = "ZZPHICANARY4415926535"
+# Held in range by the model; their float32 bytes, side by side, are in no file by chance.
+NUMBERS = (17.987611, 21.334477, 118.765, 1001.1234)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuite]:
+    """A suite of its own: it is searched when it is down as well."""
+    with running(tmp_path_factory.mktemp("canary") / "data") as started:
+        yield started
+
+
+def test_a_canary_is_found_nowhere(quiet: RunningSuite) -> None:
+    name = quiet.user("ada")
+    carry_canaries(quiet, name)
+    secrets = [quiet.password(name), quiet.token(name)]
+    allowed = {Path("clients", name, "session")}
+    until(lambda: not events_missing(quiet), "events are in the log")
+
+    for metrics in scraped(quiet):
+        assert not found_in(metrics, patterns([TEXT, *secrets]))
+    for when in ("running", "down"):
+        if when == "down":
+            quiet.down()
+        assert search(quiet, patterns([TEXT]), set()) == [], when
+        assert search(quiet, patterns(secrets), allowed) == [], when
+
+
+def test_the_search_finds_what_it_looks_for(quiet: RunningSuite) -> None:
+    planted = quiet.suite.root / "planted"
+    for wanted, content in (
+        (TEXT, TEXT.encode()),
+        (TEXT, b"\x01" + TEXT.encode("utf-16-le")),
+        (TEXT, base64.b64encode(b"x" + TEXT.encode() + b"yy")),
+        (TEXT, TEXT.encode().hex().upper().encode()),
+        (TEXT, b"x" + np.array(NUMBERS, "<f4").tobytes() + b"x"),
+        (TEXT, b"[17.987611, 2]"),
+    ):
+        planted.write_bytes(content)
+        assert search(quiet, patterns([wanted]), set()) == [Path("planted")], content
+    planted.unlink()
+
+
+def carry_canaries(suite: RunningSuite, name: str) -> None:
+    """Send the canary wherever a caller can put it: answered, refused and broken calls."""
+    answered = request()
+    answered.id = TEXT
+    answered.parameters["note"].string_param = TEXT
+    answered.inputs[0].contents.fp32_contents[:4] = NUMBERS
+    suite.ask(name, answered, patient=TEXT)
+
+    text = request()
+    text.inputs[0].datatype = "BYTES"
+    text.inputs[0].ClearField("contents")
+    text.inputs[0].contents.bytes_contents.append(TEXT.encode())
+    tensor = request()
+    tensor.inputs[0].name = TEXT
+    model = request()
+    model.model_name = TEXT.lower()
+    version = request()
+    version.model_version = TEXT
+    for message in (text, tensor, model, version):
+        suite.refusal(name, message, patient=TEXT)
+    suite.refusal(name, purpose=TEXT)
+
+    bearer = ("authorization", f"Bearer {suite.token(name)}")
+    for metadata in (
+        (bearer, ("sealward-unknown", TEXT)),
+        (bearer, ("sealward-seq", TEXT)),
+        (bearer, ("sealward-" + TEXT.lower(), "1")),
+        (("authorization", f"Bearer {TEXT}"),),
+    ):
+        with pytest.raises(grpc.RpcError):
+            suite.raw(name, metadata)
+    suite.raw(name, (bearer, ("x-note", TEXT)))
+    with pytest.raises(grpc.RpcError):
+        suite.raw(name, (bearer,), TEXT.encode())
+    with pytest.raises(CliError):
+        suite.login_with(name, TEXT)
+
+
+def events_missing(suite: RunningSuite) -> bool:
+    return len(suite.events(user="ada", limit=100)) < 10
+
+
+def patterns(texts: list[str]) -> list[re.Pattern[bytes]]:
+    """What to look for: each text plain, UTF-16, hex and base64; the numbers as bytes and text."""
+    wanted = [np.array(NUMBERS, kind).tobytes() for kind in ("<f4", ">f4", "<f8", ">f8")]
+    wanted += [b"17.987611", b"17.98761"]
+    for text in texts:
+        data = text.encode()
+        wanted += [data, text.encode("utf-16-le"), text.encode("utf-16-be"), data.hex().encode()]
+        for shift in range(3):
+            # The middle of its base64, whatever stands before and behind it.
+            encoded = base64.b64encode(b"\x00" * shift + data)
+            wanted.append(encoded[4 if shift else 0 : -4])
+    return [re.compile(re.escape(item), re.IGNORECASE) for item in wanted]
+
+
+def found_in(data: bytes, wanted: list[re.Pattern[bytes]]) -> bool:
+    return any(pattern.search(data) for pattern in wanted)
+
+
+def search(suite: RunningSuite, wanted: list[re.Pattern[bytes]], allowed: set[Path]) -> list[Path]:
+    """Files below the suite's folder that hold what is wanted, in their name or content."""
+    root = suite.suite.root
+    found = []
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root)
+        if name in allowed:
+            continue
+        try:
+            data = path.read_bytes() if path.is_file() else b""
+        except FileNotFoundError:
+            continue
+        if found_in(str(name).encode() + b"\n" + data, wanted):
+            found.append(name)
+    return found
+
+
+def scraped(suite: RunningSuite) -> Iterator[bytes]:
+    """The metrics of each service."""
+    context = Credentials(ensure_admin(suite.suite)).ssl_context(ssl.Purpose.SERVER_AUTH)
+    context.check_hostname = False
+    for places in suite.suite.endpoints().values():
+        address = split_address(places["metrics"])
+        with (
+            socket.create_connection(address, timeout=10) as plain,
+            context.wrap_socket(plain) as secure,
+        ):
+            secure.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            data = b"".join(iter(lambda: secure.recv(65536), b""))
+        assert b"sealward_build_info" in data
+        yield data
