@@ -135,11 +135,12 @@ class _Input:
         self.path = f"inputs[{spec.name}]"
         self._datatype = spec.datatype
         self._dtype = spec.type.numpy
-        self._size = spec.type.size
         self._max_rows = max_rows if spec.has_rows else 0
-        self._one_row = list(spec.shape_for(1)) if spec.row_items is not None else None
+        # What one row looks like, for datatypes whose every bit pattern is a value.
+        plain = spec.row_items is not None and spec.datatype not in {"BOOL", "BYTES"}
+        self._one_row = list(spec.shape_for(1)) if plain else None
         self._one_row_shape = tuple(self._one_row or ())
-        self._one_row_bytes = (spec.row_items or 0) * self._size
+        self._one_row_bytes = (spec.row_items or 0) * spec.type.size
         self._low, self._high = _bounds(spec)
         self._nan = spec.allow_nan
 
@@ -164,7 +165,7 @@ class _Input:
                     "an input is either raw or typed, not both",
                     field=f"{self.path}.contents",
                 )
-            if shape == self._one_row and len(raw) == self._one_row_bytes and self._size:
+            if shape == self._one_row and len(raw) == self._one_row_bytes:
                 array = np.ndarray(self._one_row_shape, self._dtype, raw)
             else:
                 size = self._check_shape(shape)
@@ -275,7 +276,8 @@ def _range(field: FieldSpec | None) -> str:
         return ""
     low = "" if field.minimum is None else f" from {field.minimum:g}"
     high = "" if field.maximum is None else f" to {field.maximum:g}"
-    return f"{low}{high} {field.unit}"
+    unit = "" if field.unit == "1" else f" {field.unit}"
+    return f"{low}{high}{unit}"
 
 
 def _refuse_unserved(parameters: Any, path: str) -> None:
