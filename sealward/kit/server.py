@@ -96,7 +96,8 @@ class GrpcServer:
         self._server = grpc.server(
             ThreadPoolExecutor(settings.workers, thread_name_prefix="rpc"),
             handlers=[_Router(handlers, self._chain.refuse)],
-            maximum_concurrent_rpcs=settings.workers,
+            # Above the threads some calls may wait for one; more are refused at once.
+            maximum_concurrent_rpcs=2 * settings.workers,
             options=[
                 ("grpc.max_receive_message_length", limit + _OVERSIZE_BYTES),
                 ("grpc.max_send_message_length", 64 << 20),
