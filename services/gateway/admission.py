@@ -11,13 +11,12 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from sealward.api.inference.v1.inference_pb2 import InferenceRecord
 from sealward.kit.access import allowed
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.kit.seam import Call
 from sealward.kit.wire import WireError, oip_head
-from services.gateway.events import Event
+from services.gateway.events import Event, Run
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Policy
 from services.gateway.purposes import purpose_of
@@ -63,7 +62,7 @@ class Flight:
     deadline: float = float("inf")
     body: bytes = b""
     error: SealwardError | None = None
-    record: InferenceRecord | None = None
+    run: Run | None = None
 
 
 class Admission:

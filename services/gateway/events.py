@@ -21,6 +21,7 @@ from sealward.kit.reasons import Reason
 from sealward.kit.spans import (
     STATUS_ERROR,
     STATUS_OK,
+    AttributeValue,
     IntAttribute,
     SpanHead,
     TextAttribute,
@@ -45,20 +46,25 @@ def outcome_of(error: SealwardError | None) -> Outcome:
     return Outcome.FAILED
 
 
-@lru_cache(maxsize=8192)
 def actor(identity: Identity, spki: bytes, session: Session | None) -> bytes:
     """Encode who asked. Before there is a session the certificate alone says it."""
+    return _actor(
+        *(identity.name, identity.kind, spki),
+        *(("", ()) if session is None else (session.session_id, session.roles)),
+    )
+
+
+# Plain values make cheap keys: hashing a whole session costs more than all else here.
+@lru_cache(maxsize=8192)
+def _actor(name: str, kind: str, spki: bytes, session_id: str, roles: tuple[str, ...]) -> bytes:
     parts = [
-        attribute(names.ACTOR_ID, identity.name),
-        attribute(names.ACTOR_KIND, identity.kind),
+        attribute(names.ACTOR_ID, name),
+        attribute(names.ACTOR_KIND, kind),
         attribute(names.ACTOR_CERT, spki.hex()),
     ]
-    if session is not None:
-        parts += [
-            attribute(names.ACTOR_ROLES, session.roles),
-            attribute(names.SESSION_ID, session.session_id),
-        ]
-        if "break-glass" in session.roles:
+    if session_id:
+        parts += [attribute(names.ACTOR_ROLES, roles), attribute(names.SESSION_ID, session_id)]
+        if "break-glass" in roles:
             parts.append(attribute(names.BREAK_GLASS, True))
     return b"".join(parts)
 
@@ -72,49 +78,46 @@ def decision(rule: str, digest: str, purpose: str) -> bytes:
     return b"".join(parts)
 
 
-@lru_cache(maxsize=1024)
-def _model(
-    name: str,
-    version: str,
-    digest: bytes,
-    runtime: str,
-    determinism: str,
-    category: str,
-    origin: str,
-) -> bytes:
-    values = (
-        (names.MODEL_NAME, name),
-        (names.MODEL_VERSION, version),
-        (names.MODEL_DIGEST, digest.hex()),
-        (names.RUNTIME_DIGEST, runtime),
-        (names.DETERMINISM, determinism),
-        (names.DATA_CATEGORY, category),
-        (names.DATA_ORIGIN, origin),
-    )
-    return b"".join(attribute(key, value) for key, value in values if value)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What inference says of a run, and the same encoded. `digest` is 32 bytes or empty."""
+
+    model: str
+    version: str
+    digest: bytes
+    encoded: bytes
 
 
-_rows = IntAttribute(names.ROWS).encode
-_batch_size = IntAttribute(names.BATCH_SIZE).encode
-_batch_position = IntAttribute(names.BATCH_POSITION).encode
+@lru_cache(maxsize=4096)
+def run_of(record: bytes) -> Run:
+    """Read a serialised InferenceRecord. Runs of one model differ little: most are known.
+
+    Raises DecodeError.
+    """
+    r = InferenceRecord.FromString(record)
+    values: list[tuple[str, AttributeValue]] = [
+        (names.MODEL_NAME, r.model_name),
+        (names.MODEL_VERSION, r.model_version),
+        (names.MODEL_DIGEST, r.model_digest.hex()),
+        (names.RUNTIME_DIGEST, r.runtime_digest),
+        (names.DETERMINISM, r.determinism),
+        (names.DATA_CATEGORY, r.data_category),
+        (names.DATA_ORIGIN, r.data_origin),
+    ]
+    values = [(key, value) for key, value in values if value]
+    if r.rows:
+        values += [
+            (names.ROWS, r.rows),
+            (names.BATCH_SIZE, r.batch_size),
+            (names.BATCH_POSITION, r.batch_position),
+        ]
+    encoded = b"".join(attribute(key, value) for key, value in values)
+    return Run(r.model_name, r.model_version, r.model_digest, encoded)
+
+
 _caller_seq = IntAttribute(names.CALLER_SEQ).encode
 _producer_seq = IntAttribute(names.PRODUCER_SEQ).encode
 _event_id = TextAttribute(names.EVENT_ID, 32).encode
-
-
-def run(record: InferenceRecord) -> tuple[bytes, ...]:
-    """Encode what inference says of a run."""
-    r = record
-    model = _model(
-        *(r.model_name, r.model_version, r.model_digest, r.runtime_digest),
-        *(r.determinism, r.data_category, r.data_origin),
-    )
-    if not r.rows:
-        return (model,)
-    return (
-        *(model, _rows(r.rows)),
-        *(_batch_size(r.batch_size), _batch_position(r.batch_position)),
-    )
 
 
 def caller_seq(seq: int) -> bytes:

@@ -26,7 +26,6 @@ from google.protobuf.message import DecodeError
 
 from sealward.api.audit.v1.audit_pb2 import Receipt
 from sealward.api.common.v1.batch_pb2 import Reply
-from sealward.api.inference.v1.inference_pb2 import InferenceRecord
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.kit.recorder import new_event_id
@@ -171,18 +170,18 @@ class Pipeline:
 
     def _read(self, flight: Flight, reply: Reply) -> None:
         if reply.record:
-            flight.record = InferenceRecord.FromString(reply.record)
+            flight.run = events.run_of(reply.record)
         if reply.code:
             raise reply_error(reply)
-        record = flight.record
+        run = flight.run
         # The name that the policy saw is the name that ran, whatever else the request may say.
         if (
-            record is None
-            or record.model_name != flight.model
-            or (flight.version and record.model_version != flight.version)
-            or len(record.model_digest) != _DIGEST_BYTES
+            run is None
+            or run.model != flight.model
+            or (flight.version and run.version != flight.version)
+            or len(run.digest) != _DIGEST_BYTES
         ):
-            flight.record = None
+            flight.run = None
             raise ValueError("the reply's record is about another model")
         body = reply.body
         if len(body) > self._max_response_bytes:
@@ -192,7 +191,7 @@ class Pipeline:
             )
         flight.body = body
         flight.event.response = events.digest(body)
-        flight.event.model = record.model_digest
+        flight.event.model = run.digest
 
     def _fail(self, flights: Sequence[Flight], error: SealwardError) -> None:
         for flight in flights:
@@ -235,8 +234,8 @@ class Pipeline:
         decided = flight.decision
         if decided is not None:
             parts.append(events.decision(decided.rule, decided.digest, flight.purpose))
-        if flight.record is not None:
-            parts.extend(events.run(flight.record))
+        if flight.run is not None:
+            parts.append(flight.run.encoded)
         headers = flight.headers
         if headers.seq is not None:
             parts.append(events.caller_seq(headers.seq))
