@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import MutableMapping
 from types import TracebackType
@@ -44,10 +45,28 @@ def _only_allowed(
     return kept
 
 
+class _Lines:
+    """Writes lines and outlives its stream: a full disk must not fail the call that is logged."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def msg(self, message: str) -> None:
+        with self._lock:
+            try:
+                self._stream.write(message + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                return
+
+    log = debug = info = warning = error = critical = fatal = msg
+
+
 def get_logger(service: str, stream: TextIO | None = None) -> structlog.typing.FilteringBoundLogger:
     """Return the service's logger; lines go to `stream` (stdout when None)."""
     logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-        structlog.PrintLogger(stream or sys.stdout),
+        _Lines(stream or sys.stdout),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -82,7 +101,6 @@ def silence_foreign(log: structlog.typing.FilteringBoundLogger) -> None:
         log.critical("uncaught", error_type=kind.__name__, where=where(error))
 
     sys.excepthook = hook
-    import threading
 
     def thread_hook(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None:

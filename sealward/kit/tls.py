@@ -35,7 +35,8 @@ class Material:
     @property
     def half_life(self) -> float:
         """The time (seconds since the epoch) at which it is to be renewed."""
-        return (self.not_before + self.not_after) / 2
+        # Certificates are dated a minute back; that minute is no part of the life.
+        return self.not_after - max(0.0, self.not_after - self.not_before - 60) / 2
 
     def __repr__(self) -> str:
         return f"Material(not_after={self.not_after})"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -60,7 +62,7 @@ class KeysServicer(keys_pb2_grpc.KeysServiceServicer):
 class Rig:
     def __init__(self, authority: Any, tmp_path: Any) -> None:
         self.authority = authority
-        settings = ServiceSettings(data_dir=tmp_path, enroll_dir=tmp_path, workers=16)
+        settings = ServiceSettings(data_dir=tmp_path, enroll_dir=tmp_path, workers=64)
         registry = CollectorRegistry()
         me = authority.issue(f"spiffe://{TD}/service/keys", dns=(f"keys.{TD}",))
         self.ctx: ServiceContext[Any] = ServiceContext(
@@ -352,6 +354,15 @@ def test_log_lines_carry_no_payload(capsys: pytest.CaptureFixture[str]) -> None:
     assert "CANARY" not in line
     assert '"reason": "fine"' in line
     assert '"dropped": 3' in line
+
+
+def test_a_log_on_a_full_disk_fails_no_call() -> None:
+    with Path("/dev/full").open("w") as full:
+        get_logger("test", full).info("said", reason="fine")
+        full.write("x")  # what is left in the buffer must not fail the closing either
+        with pytest.raises(OSError, match="No space"):
+            full.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
 @pytest.mark.parametrize(
