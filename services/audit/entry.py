@@ -7,8 +7,8 @@ digests are made here, so that no other service holds a key of the log.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -17,7 +17,7 @@ from sealward.kit import attributes as names
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
 from sealward.kit.reasons import Reason
-from sealward.kit.spans import AttributeValue, attribute
+from sealward.kit.spans import AttributeValue, TextAttribute, attribute
 from sealward.seal.entries import OVERHEAD_BYTES
 from sealward.tlog.leaf import (
     DIGEST_SIZE,
@@ -26,8 +26,9 @@ from sealward.tlog.leaf import (
     PREFIX_SIZE,
     leaf_prefix,
 )
-from services.audit.digests import IndexKeys
-from services.audit.spanfilter import FilteredSpan, SpanError, SpanFilter
+from services.audit.digests import KEYED_DIGITS, IndexKeys
+from services.audit.spanfields import SpanError
+from services.audit.spanfilter import FilteredSpan, SpanFilter
 from services.audit.store import Row
 
 MAX_RELEASING_BYTES = 2048
@@ -40,6 +41,10 @@ MAX_PATIENT_BYTES = 256
 """Bytes of a patient reference."""
 
 _CLEAR_BYTES = PREFIX_SIZE + OVERHEAD_BYTES
+_PATIENT, _INPUT_DIGEST, _OUTPUT_DIGEST = (
+    TextAttribute(name, KEYED_DIGITS)
+    for name in (names.PATIENT, names.INPUT_DIGEST, names.OUTPUT_DIGEST)
+)
 _DERIVED = b"sealward/otlp-event/v1\n"
 
 # What an outside producer may say. Who acted, with what outcome, on which model: these are
@@ -52,8 +57,7 @@ WORKLOAD_ATTRIBUTES = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An event that may enter the log: the clear part of its leaf, its span, its index row."""
 
     prefix: bytes
@@ -115,14 +119,14 @@ class EntryMaker:
         pseudonym = ""
         if entry.patient:
             pseudonym = self._keys.pseudonym(entry.patient)
-            added.append(attribute(names.PATIENT, pseudonym))
+            added.append(_PATIENT.encode(pseudonym.encode()))
             added.append(attribute(names.PATIENT_REFERENCE, entry.patient))
         if entry.input_digest:
             keyed = self._keys.digest(entry.input_digest)
-            added.append(attribute(names.INPUT_DIGEST, keyed))
+            added.append(_INPUT_DIGEST.encode(keyed.encode()))
         if entry.output_digest:
             keyed = self._keys.digest(entry.output_digest)
-            added.append(attribute(names.OUTPUT_DIGEST, keyed))
+            added.append(_OUTPUT_DIGEST.encode(keyed.encode()))
         whole = b"".join((span.body, *added))
         if len(whole) + _CLEAR_BYTES > MAX_RELEASING_BYTES:
             raise SealwardError(

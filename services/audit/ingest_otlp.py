@@ -21,7 +21,7 @@ from sealward.kit.identity import Identity
 from services.audit.committer import Committer
 from services.audit.entry import Candidate, EntryMaker
 from services.audit.metrics import AuditMetrics
-from services.audit.spanfilter import SpanError
+from services.audit.spanfields import SpanError
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 

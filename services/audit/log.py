@@ -26,7 +26,7 @@ from services.audit.store import Head, LogStore, StoreBrokenError, StoreFullErro
 _LOAD = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Placed:
     """Where an entry stands. `path` is its inclusion proof, joined. `repeated`: it was there."""
 

@@ -14,24 +14,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from sealward.kit import attributes as names
-from sealward.kit.spans import STATUS_ERROR, STATUS_OK, AttributeValue, attribute
-from sealward.kit.wire import (
-    BYTES,
-    FIXED32,
-    FIXED64,
-    VARINT,
-    WireError,
-    fields,
-    read_varint,
-    scan,
-    string_field,
-)
+from sealward.kit.spans import AttributeValue, attribute
+from sealward.kit.wire import WireError, read_varint, string_field
+from services.audit.spanfields import SpanError, next_field, read_fixed
 
 MAX_TEXT_BYTES = 256
 """Bytes of a string or bytes value; longer ones are dropped."""
@@ -45,28 +36,14 @@ OTHER_SPAN = "otel.span"
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9-]{0,30}(\.[a-z][a-z0-9-]{0,30}){1,3}")
 _PLAIN = re.compile(r"[\x20-\x7e\u00a0-\U0010ffff]*")
 
-# Span fields.
-_TRACE_ID, _SPAN_ID, _PARENT_ID = 1, 2, 4
-_KIND, _START, _END, _STATUS, _FLAGS = 6, 7, 8, 15, 16
 _ATTRIBUTE_TAG = 0x4A
-_NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
-# bytes() of these fields with their tag, as they have to be.
-_ID_SIZES = {_TRACE_ID: 16, _SPAN_ID: 8, _PARENT_ID: 8}
-_STATUS_CODE = 3
-_STATUS_ERROR_CODE = 2
+_KEY_TAG, _VALUE_TAG, _TEXT_TAG, _INT_TAG = 0x0A, 0x12, 0x0A, 0x18
 _REMEMBERED = 8192
+# Different in every call: remembering them would only push out the others.
+_UNIQUE = frozenset({names.EVENT_ID, names.PRODUCER_SEQ, names.CALLER_SEQ, names.TARGET})
 
 
-class SpanError(ValueError):
-    """The bytes are not a span that can be recorded. The text names the field, never a value."""
-
-    def __init__(self, message: str, field: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-@dataclass(frozen=True, slots=True)
-class FilteredSpan:
+class FilteredSpan(NamedTuple):
     """A span that passed. `body` is its serialised form; `values` its attributes by name.
 
     Times are nanoseconds since the epoch. `dropped` counts attributes that did not pass. `failed`
@@ -91,6 +68,7 @@ class SpanFilter:
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = frozenset(allowed) - names.AUDIT_ONLY
+        self._allowed_bytes = {name.encode(): name for name in self._allowed}
         self._known: dict[bytes, tuple[str, bytes, AttributeValue]] = {}
         self._heads: dict[str, bytes] = {}
 
@@ -109,8 +87,9 @@ class SpanFilter:
         dropped = 0
         pos, size = 0, len(span)
         while pos < size:
+            begin = pos
             if span[pos] != _ATTRIBUTE_TAG:
-                begin, pos = pos, _next(span, pos)
+                pos = next_field(span, pos)
                 rest.append(span[begin:pos])
                 continue
             length = span[pos + 1]
@@ -120,19 +99,19 @@ class SpanFilter:
             pos = start + length
             if pos > size:
                 raise WireError("truncated field")
-            raw = span[start:pos]
-            found = known.get(raw) or self._decide(raw)
+            raw = span[begin:pos]
+            found = known.get(raw) or self._decide(raw, span[start:pos])
             if found is None or found[0] in values:
                 dropped += 1
             else:
                 values[found[0]] = found[2]
                 parts.append(found[1])
-        fixed = _Fixed(b"".join(rest))
         event_type = values.get(names.EVENT_TYPE, OTHER_SPAN)
         if not isinstance(event_type, str):
-            raise SpanError("the event type is not text", "span.attributes.sealward.event.type")
+            raise SpanError("the event type is not text", names.EVENT_TYPE)
         head = self._heads.get(event_type) or self._head(event_type)
-        body = b"".join((*fixed.ids, head, *fixed.others, *parts))
+        fixed = read_fixed(rest)
+        body = b"".join((fixed.before, head, fixed.after, *parts))
         return FilteredSpan(
             body, values, fixed.trace_id, fixed.span_id, fixed.start, event_type, fixed.failed,
             dropped,
@@ -146,107 +125,50 @@ class SpanFilter:
         head = self._heads[event_type] = string_field(5, event_type)
         return head
 
-    def _decide(self, raw: bytes) -> tuple[str, bytes, AttributeValue] | None:
-        pair = KeyValue.FromString(raw)
-        if pair.key not in self._allowed:
+    def _decide(self, raw: bytes, pair: bytes) -> tuple[str, bytes, AttributeValue] | None:
+        """Decide about an attribute: `raw` is the whole field, `pair` its KeyValue."""
+        decided = self._plain(raw, pair) or self._any(pair)
+        if decided is not None and decided[0] not in _UNIQUE:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[raw] = decided
+        return decided
+
+    def _plain(self, raw: bytes, pair: bytes) -> tuple[str, bytes, AttributeValue] | None:
+        """Take an attribute as it is, if it is a short ASCII text or a number in its only form.
+
+        That form is `key, value{string_value or int_value}` with one-byte lengths and nothing else,
+        so that there is nothing to write anew.
+        """
+        size = len(pair)
+        if not 6 <= size < 0x80 or len(raw) != size + 2 or pair[0] != _KEY_TAG:
             return None
-        value = _value_of(pair.value)
+        at = 2 + pair[1]
+        if at + 4 > size or pair[at] != _VALUE_TAG or pair[at + 1] != size - at - 2:
+            return None
+        name = self._allowed_bytes.get(pair[2:at])
+        if name is None:
+            return None
+        if pair[at + 2] == _TEXT_TAG and pair[at + 3] == size - at - 4:
+            text = pair[at + 4 :]
+            if text.isascii() and (value := text.decode("ascii")).isprintable():
+                return name, raw, value
+        # At most nine bytes: positive, and only one way to write it if the last is not zero.
+        elif pair[at + 2] == _INT_TAG and size - at <= 12 and (pair[-1] or size - at == 4):
+            number, end = read_varint(pair, at + 3)
+            if end == size:
+                return name, raw, number
+        return None
+
+    def _any(self, pair: bytes) -> tuple[str, bytes, AttributeValue] | None:
+        parsed = KeyValue.FromString(pair)
+        if parsed.key not in self._allowed:
+            return None
+        value = _value_of(parsed.value)
         if value is None:
             return None
         # Written anew, so that nothing hides in fields that we do not know.
-        decided = (pair.key, attribute(pair.key, value), value)
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[raw] = decided
-        return decided
-
-
-class _Fixed:
-    """The fields of a span beside its attributes, checked and written anew."""
-
-    __slots__ = ("failed", "ids", "others", "span_id", "start", "trace_id")
-
-    def __init__(self, rest: bytes) -> None:
-        # Of a repeated field the last one counts, as everywhere in protobuf.
-        found = {
-            number: value
-            for number, wire_type, value in fields(rest)
-            if wire_type == _WIRE_TYPES.get(number)
-        }
-        self.trace_id = _identifier(found, _TRACE_ID, "span.trace_id")
-        self.span_id = _identifier(found, _SPAN_ID, "span.span_id")
-        if self.trace_id == _NO_TRACE or self.span_id == _NO_SPAN:
-            raise SpanError("trace id and span id must not be zero", "span.trace_id")
-        ids = [b"\x0a\x10", self.trace_id, b"\x12\x08", self.span_id]
-        if found.get(_PARENT_ID):
-            ids += [b"\x22\x08", _identifier(found, _PARENT_ID, "span.parent_span_id")]
-        self.ids = ids
-        self.start, end = _number(found, _START), _number(found, _END)
-        if not 0 < self.start <= end < 1 << 63:
-            raise SpanError(
-                "a span starts before it ends, both since 1970", "span.start_time_unix_nano"
-            )
-        kind = _number(found, _KIND)
-        code = _status(found.get(_STATUS, b""))
-        self.failed = code == _STATUS_ERROR_CODE
-        self.others = [
-            b"\x30" + bytes((kind,)) if kind <= 5 else b"",
-            b"\x39" + self.start.to_bytes(8, "little"),
-            b"\x41" + end.to_bytes(8, "little"),
-            STATUS_ERROR if self.failed else STATUS_OK if code else b"",
-        ]
-        if _FLAGS in found:
-            # Trace flags and the two bits of SpanFlags; the rest is reserved.
-            flags = _number(found, _FLAGS) & 0x3FF
-            self.others.append(b"\x85\x01" + flags.to_bytes(4, "little"))
-
-
-_WIRE_TYPES = {
-    _TRACE_ID: BYTES, _SPAN_ID: BYTES, _PARENT_ID: BYTES, _KIND: VARINT, _START: FIXED64,
-    _END: FIXED64, _STATUS: BYTES, _FLAGS: FIXED32,
-}  # fmt: skip
-
-
-def _identifier(found: dict[int, bytes | int], number: int, field: str) -> bytes:
-    value = found.get(number, b"")
-    if not isinstance(value, bytes) or len(value) != _ID_SIZES[number]:
-        raise SpanError(f"this id has {_ID_SIZES[number]} bytes", field)
-    return value
-
-
-def _number(found: dict[int, bytes | int], number: int) -> int:
-    value = found.get(number, 0)
-    return value if isinstance(value, int) else 0
-
-
-def _status(status: bytes | int) -> int:
-    code = 0
-    if isinstance(status, bytes):
-        for number, wire_type, value in fields(status):
-            if number == _STATUS_CODE and wire_type == VARINT and isinstance(value, int):
-                code = value
-    return code if code <= _STATUS_ERROR_CODE else 0
-
-
-def _next(span: bytes, pos: int) -> int:
-    """Return the position after the field at `pos`."""
-    tag = span[pos]
-    if tag in (0x39, 0x41):
-        end = pos + 9
-    elif tag in (0x0A, 0x12, 0x22) and span[pos + 1] < 0x80:
-        end = pos + 2 + span[pos + 1]
-    else:
-        # scan() reads one field and is left.
-        piece = next(scan(span[pos:]), None)
-        if piece is None:
-            raise WireError("truncated field")
-        number, wire_type, _, end = piece
-        if wire_type not in (VARINT, FIXED32, FIXED64, BYTES) or not number:
-            raise WireError("groups are not used")
-        end += pos
-    if end > len(span):
-        raise WireError("truncated field")
-    return end
+        return parsed.key, attribute(parsed.key, value), value
 
 
 def _value_of(value: AnyValue) -> AttributeValue | None:
@@ -267,4 +189,5 @@ def _value_of(value: AnyValue) -> AttributeValue | None:
 
 
 def _bounded(text: str) -> bool:
+    # Not isprintable(): a no-break space may stand in a name.
     return len(text.encode()) <= MAX_TEXT_BYTES and _PLAIN.fullmatch(text) is not None

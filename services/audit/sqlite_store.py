@@ -100,14 +100,8 @@ class SqliteStore:
             )
             db.executemany(
                 f"INSERT INTO events (idx, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
-                [
-                    (
-                        index, r.event_id, r.fingerprint, r.time, r.type, r.outcome, r.code,
-                        r.reason, r.actor, r.model, r.purpose, r.patient,
-                    )
-                    for index, r in enumerate(rows, first)
-                ],
-            )  # fmt: skip
+                [(index, *row) for index, row in enumerate(rows, first)],
+            )
             db.execute(
                 "INSERT INTO head (id, size, root) VALUES (1, ?1, ?2)"
                 " ON CONFLICT (id) DO UPDATE SET size = ?1, root = ?2",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class StoreError(Exception):
@@ -28,8 +28,7 @@ class StoreBrokenError(StoreError):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of the index. Ids are opaque; `patient` is the keyed pseudonym, or empty.
 
     `time` is the start of the span in nanoseconds since the epoch; `fingerprint` (16 bytes) tells

@@ -10,7 +10,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from sealward.kit import attributes as names
 from sealward.kit.wire import bytes_field, fields
-from services.audit.spanfilter import FilteredSpan, SpanError, SpanFilter
+from services.audit.spanfields import SpanError
+from services.audit.spanfilter import FilteredSpan, SpanFilter
 
 FILTER = SpanFilter(names.ALLOWED)
 CANARY = "cAnArY-Miller-1955"

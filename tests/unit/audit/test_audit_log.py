@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import sqlite3
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from sealward.kit.recorder import new_event_id
 from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
 from sealward.tlog.leaf import PREFIX_SIZE, parse_leaf
 from sealward.tlog.merkle import Tree, leaf_hash, split_hashes, verify_consistency, verify_inclusion
+from services.audit.digests import Hmac
 from services.audit.log import Committed, Placed, grown_root
 from services.audit.store import Head, Query, StoreBrokenError, StoreFullError
 from tests.support.audit_suite import GATEWAY, Ring, Suite, entry_bytes, span_bytes
@@ -308,3 +310,10 @@ def test_maintenance_empties_the_write_ahead_log(suite: Suite) -> None:
     # The log starts from its beginning again instead of growing.
     assert wal.stat().st_size == before
     assert suite.store.leaves(0, 1)
+
+
+@pytest.mark.parametrize("data", [b"", b"MRN-1", bytes(32), b"x" * 1000])
+def test_pseudonyms_are_hmac_sha256(data: bytes) -> None:
+    key = b"k" * 32
+    assert Hmac(key).digest(data) == hmac.digest(key, data, "sha256")
+    assert Hmac(key).digest(data) != Hmac(b"j" * 32).digest(data)
