@@ -278,12 +278,12 @@ def _check_text(text: bytes) -> None:
 def _parse_line(line: str) -> Signature:
     if not line.startswith(_DASH):
         raise NoteError("signature line does not begin with a dash")
-    name, separator, encoded = line[len(_DASH) :].partition(" ")
+    name, _, encoded = line[len(_DASH) :].partition(" ")
     check_name(name)
     try:
         material = decode_base64(encoded)
     except ValueError as error:
         raise NoteError("signature is not base64") from error
-    if not separator or len(material) < 5:
+    if len(material) < 5:
         raise NoteError("signature line is too short")
     return Signature(name, material[:4], material[4:])
