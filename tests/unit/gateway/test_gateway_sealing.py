@@ -1,0 +1,168 @@
+"""The branch key that all gateways share, and what happens when store or keys are away."""
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+import structlog
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.keysclient import KeyRing
+from sealward.kit.reasons import Reason
+from sealward.seal.context import EncryptionContext
+from sealward.seal.lease import Lease
+from services.gateway.sealing import SessionSealer
+
+LEASE = Lease(60, 120, 1000, 1 << 20)
+NAME = "ab" * 32
+
+
+class Keys:
+    """A keys service: wrapped keys open for their own context only."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[EncryptionContext, bytes], bytes] = {}
+        self.up = True
+
+    def create(self, context: EncryptionContext, timeout: float) -> tuple[bytes, bytes, Lease]:
+        self._answer()
+        key, wrapped = secrets.token_bytes(32), secrets.token_bytes(40)
+        self.known[context, wrapped] = key
+        return key, wrapped, LEASE
+
+    def open(
+        self, context: EncryptionContext, wrapped: bytes, timeout: float
+    ) -> tuple[bytes, Lease]:
+        self._answer()
+        if (context, wrapped) not in self.known:
+            raise SealwardError(Reason.SEAL_BROKEN, "not ours")
+        return self.known[context, wrapped], LEASE
+
+    def _answer(self) -> None:
+        if not self.up:
+            raise SealwardError(Reason.KEYS_UNAVAILABLE, "down")
+
+
+class Shelf:
+    """As much of a Redis client as the sealer uses."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.up = True
+
+    def get(self, key: str) -> bytes | None:
+        self._answer()
+        return self.values.get(key)
+
+    def set(self, key: str, value: bytes, *, nx: bool = False) -> None:
+        self._answer()
+        if not nx or key not in self.values:
+            self.values[key] = value
+
+    def _answer(self) -> None:
+        if not self.up:
+            raise redis.ConnectionError
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def gateway(keys: Keys, shelf: Shelf) -> Any:
+    rings: list[KeyRing] = []
+
+    def make() -> SessionSealer:
+        ring = KeyRing(keys)
+        rings.append(ring)
+        sealer = SessionSealer(redis.ConnectionPool(), ring, structlog.get_logger())
+        sealer._redis = shelf  # type: ignore[assignment]
+        return sealer
+
+    yield make
+    for ring in rings:
+        ring.close()
+
+
+Gateway = Callable[[], SessionSealer]
+
+
+def reason(call: Callable[[], object]) -> Reason:
+    with pytest.raises(SealwardError) as caught:
+        call()
+    return caught.value.reason
+
+
+def test_one_gateway_opens_what_another_sealed(gateway: Gateway) -> None:
+    sealed = gateway().seal(b"plain text", NAME)
+    assert b"plain text" not in sealed
+    assert gateway().open(sealed, NAME) == b"plain text"
+
+
+def test_a_value_opens_under_its_own_name_only(gateway: Gateway) -> None:
+    sealer = gateway()
+    sealed = sealer.seal(b"session", NAME)
+    assert reason(lambda: sealer.open(sealed, "cd" * 32)) is Reason.SEAL_BROKEN
+    assert reason(lambda: sealer.open(sealed[:-1] + b"\x00", NAME)) is Reason.SEAL_BROKEN
+    assert reason(lambda: sealer.open(b"forged", NAME)) is Reason.SEAL_BROKEN
+
+
+def test_a_store_that_forgot_gets_the_same_key_back(gateway: Gateway, shelf: Shelf) -> None:
+    one = gateway()
+    sealed = one.seal(b"session", NAME)
+    shelf.values.clear()
+    one.recheck()
+    one.prepare()
+    assert gateway().open(sealed, NAME) == b"session"
+
+
+def test_gateways_agree_after_a_store_that_forgot_met_another_one_first(
+    gateway: Gateway, shelf: Shelf
+) -> None:
+    one, two = gateway(), gateway()
+    one.prepare()
+    shelf.values.clear()
+    two.prepare()
+    one.recheck()
+    assert one.open(two.seal(b"session", NAME), NAME) == b"session"
+
+
+def test_a_key_of_another_deployment_is_replaced(gateway: Gateway, shelf: Shelf) -> None:
+    shelf.values["sess-key:default"] = b"somebody else's"
+    one, two = gateway(), gateway()
+    assert two.open(one.seal(b"session", NAME), NAME) == b"session"
+
+
+def test_without_keys_nothing_is_sealed_and_it_heals(gateway: Gateway, keys: Keys) -> None:
+    keys.up = False
+    sealer = gateway()
+    assert reason(lambda: sealer.seal(b"x", NAME)) is Reason.KEYS_UNAVAILABLE
+    keys.up = True
+    assert sealer.open(sealer.seal(b"x", NAME), NAME) == b"x"
+
+
+def test_keys_away_never_replaces_the_shared_key(
+    gateway: Gateway, keys: Keys, shelf: Shelf
+) -> None:
+    sealed = gateway().seal(b"x", NAME)
+    keys.up = False
+    later = gateway()
+    assert reason(lambda: later.open(sealed, NAME)) is Reason.KEYS_UNAVAILABLE
+    keys.up = True
+    assert later.open(sealed, NAME) == b"x"
+
+
+def test_the_store_away(gateway: Gateway, shelf: Shelf) -> None:
+    shelf.up = False
+    sealer = gateway()
+    assert reason(lambda: sealer.seal(b"x", NAME)) is Reason.SESSION_STORE_UNAVAILABLE
+    shelf.up = True
+    sealer.seal(b"x", NAME)
