@@ -91,6 +91,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._renewal: subprocess.Popen[bytes] | None = None
         self._renew_not_before = 0.0
+        self._began = 0.0
         self._stopping = False
 
     def run(self, attached: bool = False) -> None:
@@ -98,8 +99,7 @@ class Supervisor:
         self._catch_signals()
         if attached:
             self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ, self._on_stdin)
-        # The first renewal is the starting command's own work.
-        self._renew_not_before = time.monotonic() + 2 * _RENEW_RETRY_SECONDS
+        self._began = time.monotonic()
         try:
             while not self._stopping:
                 self._start_due()
@@ -207,7 +207,8 @@ class Supervisor:
         try:
             return time.time() >= float(self._suite.renewal_file.read_text(encoding="ascii"))
         except (OSError, ValueError):
-            return True
+            # The first renewal is the work of the command that starts us.
+            return time.monotonic() >= self._began + 2 * _RENEW_RETRY_SECONDS
 
     def _write_state(self) -> None:
         state = {

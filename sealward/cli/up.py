@@ -202,6 +202,7 @@ def prepare(suite: Suite) -> None:
                     " chosen (clients then need new profiles)",
                 )
     suite.state_file.unlink(missing_ok=True)
+    suite.renewal_file.unlink(missing_ok=True)
     for left in suite.enroll_dir.iterdir():
         left.unlink()
 

@@ -248,6 +248,16 @@ def test_certificates_are_shown(suite: RunningSuite) -> None:
     assert rows["user ada"]["state"] == "ok"
 
 
+def test_certificates_are_renewed_when_they_are_due(suite: RunningSuite) -> None:
+    name = suite.user("ada")
+    folder = suite.suite.clients / name
+    # Whatever is wrong with a certificate, an expired one included, a new one is due.
+    (folder / "cert.pem").write_bytes((suite.suite.clients / "admin" / "cert.pem").read_bytes())
+    suite.suite.renewal_file.write_text("0")
+    until(lambda: float(suite.suite.renewal_file.read_text() or 0) > 0, "a renewal has run")
+    suite.ask(name)
+
+
 def test_a_renewed_certificate_keeps_the_session(suite: RunningSuite) -> None:
     name = suite.user("ada")
     folder = suite.suite.clients / name

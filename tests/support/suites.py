@@ -99,6 +99,16 @@ class RunningSuite:
         assert "Traceback" not in done.stderr, done.stderr
         return json.loads(done.stdout)
 
+    def sealward_any(self, *arguments: str) -> int:
+        """Run a command; return its exit code."""
+        return subprocess.run(
+            [sys.executable, "-m", "sealward.cli.main", *arguments, "--dir", str(self.suite.root)],
+            capture_output=True,
+            check=False,
+            env=self.environ,
+            timeout=120,
+        ).returncode
+
     def up(self) -> Any:
         return self.sealward("up", "--detach")
 
