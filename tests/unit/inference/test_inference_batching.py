@@ -239,10 +239,10 @@ def test_two_outputs_and_strings(log: Log, metrics: ModelMetrics) -> None:
         [{"name": n, "datatype": d, "shape": [-1, 1]} for n, d in pairs]
         for pairs in ((("s", "BYTES"), ("x", "FP32")), (("t", "BYTES"), ("y", "FP32")))
     ]
-    datas = ((["a"], [1.0]), (["a"], [2.0]))
+    content = ((["a"], [1.0]), (["a"], [2.0]))
     tensors = [
         [{**spec, "shape": [1, 1], "data": data} for spec, data in zip(side, sides, strict=True)]
-        for side, sides in zip(specs, datas, strict=True)
+        for side, sides in zip(specs, content, strict=True)
     ]
     case = {"name": "one", "inputs": tensors[0], "outputs": tensors[1]}
     package = package_of(

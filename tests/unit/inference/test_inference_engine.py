@@ -168,7 +168,8 @@ def test_a_failing_run_says_nothing_of_the_input() -> None:
     assert model.engine.run((np.array([0]),), 1)[0].tolist() == [5.0]
 
 
-def test_outputs_must_have_their_declared_shape() -> None:
+@pytest.mark.parametrize("width", [-1, 1])
+def test_outputs_must_have_their_declared_shape(width: int) -> None:
     onnx_bytes = make_onnx(
         [helper.make_node("NonZero", ["x"], ["y"])],
         [("x", "FP32", (-1,))],
@@ -176,7 +177,7 @@ def test_outputs_must_have_their_declared_shape() -> None:
     )
     manifest = manifest_dict(
         [{"name": "x", "datatype": "FP32", "shape": [-1]}],
-        [{"name": "y", "datatype": "INT64", "shape": [1, -1]}],
+        [{"name": "y", "datatype": "INT64", "shape": [1, width]}],
     )
     case = {
         "name": "one",
@@ -184,8 +185,14 @@ def test_outputs_must_have_their_declared_shape() -> None:
         "outputs": [{"name": "y", "datatype": "INT64", "shape": [1, 1], "data": [1]}],
     }
     model = opened_model(package_of(onnx_bytes, manifest, [case]))
-    (got,) = model.engine.run((np.array([1.0, 0.0, 2.0], np.float32),), 3)
-    assert got.tolist() == [[0, 2]]
+    for rows in (3, 20):
+        given = np.zeros(rows, np.float32)
+        given[[0, 2]] = 1.0
+        if width == -1:
+            assert model.engine.run((given,), rows)[0].tolist() == [[0, 2]]
+        else:
+            with pytest.raises(RunError):
+                model.engine.run((given,), rows)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,16 @@ def test_a_package_opens_in_its_own_place_only(store: ModelStore, files: dict[st
             package.load(store, keys, name, version)
 
 
+def test_a_package_of_another_model_is_refused_though_its_seal_is_right(
+    store: ModelStore, files: dict[str, bytes]
+) -> None:
+    keys = Keys()
+    key = keys.create(package.context_of("breast-cancer", "1"))
+    store.write("breast-cancer", "1", key.seal(package.pack(files)), key.wrapped)
+    with pytest.raises(PackageError, match="another model"):
+        package.load(store, keys, "breast-cancer", "1")
+
+
 def test_keys_away_is_not_the_packages_fault(store: ModelStore, files: dict[str, bytes]) -> None:
     keys = Keys()
     package.push(store, keys, files)
