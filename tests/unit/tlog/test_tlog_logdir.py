@@ -282,3 +282,40 @@ def test_a_forged_level_one_tile_is_blamed_alone() -> None:
         content = files[path][:-32] + leaf_hash(b"forged")
         error = refused(files | {path: content})
         assert [finding.path for finding in error.findings] == [path]
+
+
+def test_a_broken_bundle_without_its_tile_ends_the_walk() -> None:
+    files = log_files(entries(600))
+    del files[tile_path(0, 1)]
+    files[entries_path(1)] = files[entries_path(1)][:-1]
+    error = refused(files)
+    assert [f.path for f in error.findings] == [tile_path(0, 1), entries_path(1)]
+    assert error.findings[1].entry == 511
+
+
+def test_a_partial_file_that_vanishes_meanwhile_is_no_finding() -> None:
+    files = log_files(entries(300), sizes=(100,))
+    listed = set(files)
+    del files[entries_path(0, 100)], files[tile_path(0, 0, 100)]
+    verify_log(reader(files), [signer().verifier], files=listed)
+
+
+def test_a_bad_tile_below_a_missing_one_is_still_found() -> None:
+    files = log_files(entries(600))
+    del files[tile_path(1, 0, 2)]
+    files[tile_path(0, 1)] = flip(files[tile_path(0, 1)], 0)
+    paths = {finding.path for finding in refused(files).findings}
+    assert {entries_path(1), tile_path(1, 0, 2)} <= paths
+
+
+def test_two_files_changed_at_the_edge_are_each_told_apart() -> None:
+    leaves = entries(600)
+    files = log_files(leaves)
+    edge, above = tile_path(0, 2, 88), tile_path(1, 0, 2)
+    both = {edge: flip(files[edge], 5), above: flip(files[above], 5)}
+    assert {finding.path for finding in refused(files | both).findings} == {edge, above}
+    bundle = entries_path(2, 88)
+    mixed = {bundle: flip(files[bundle], 8 * 30), above: flip(files[above], 5)}
+    assert {finding.path for finding in refused(files | mixed).findings} == {bundle, above}
+    changed = files | mixed | {"tile/0/002.p/88": flip(files[edge], 5)}
+    assert refused(changed).count >= 2
