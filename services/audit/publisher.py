@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from services.audit.log import Log
 from services.audit.store import LogStore
 
 _RETRY_SECONDS = 1.0
+# How long the partial forms of a full tile stay, for readers of an earlier checkpoint.
+_LINGER_SECONDS = 10.0
 
 
 class Publisher:
@@ -47,6 +50,7 @@ class Publisher:
         logger: structlog.typing.FilteringBoundLogger,
         *,
         interval: float = 0.1,
+        linger: float = _LINGER_SECONDS,
         on_published: Callable[[int], None] = lambda _size: None,
     ) -> None:
         self._log = log
@@ -54,11 +58,13 @@ class Publisher:
         self._folder = folder
         self._logger = logger
         self._interval = interval
+        self._linger = linger
         self._on_published = on_published
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._size = 0
         self._known: set[Path] = set()
+        self._outdated: deque[tuple[float, Path]] = deque()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def start(self) -> None:
@@ -80,6 +86,7 @@ class Publisher:
         """Make the files what the store says; return how many differed or were missing."""
         size, checkpoint = self._log.head
         repaired = 0
+        self._outdated.clear()
         for left in self._folder.rglob(".*.new"):
             left.unlink()
         for tile in tiles_at(size):
@@ -89,7 +96,7 @@ class Publisher:
                 if not _holds(path, wanted):
                     repaired += 1
                     self._write(path, wanted)
-            self._drop_partials(tile)
+            self._outdate(tile)
         if size and not _holds(self._folder / CHECKPOINT_PATH, checkpoint):
             repaired += 1
         self._write(self._folder / CHECKPOINT_PATH, checkpoint)
@@ -104,10 +111,11 @@ class Publisher:
             return
         for tile in tiles_between(self._size, size):
             self._write(self._folder / tile.path, self._content(tile))
-            self._drop_partials(tile)
+            self._outdate(tile)
         self._write(self._folder / CHECKPOINT_PATH, checkpoint)
         self._size = size
         self._on_published(size)
+        self._drop_partials()
 
     def _run(self) -> None:
         failing = not self._guard(self._first)
@@ -170,16 +178,20 @@ class Publisher:
                 if (self._folder / form.path).exists():
                     yield form
 
-    def _drop_partials(self, tile: Tile) -> None:
-        """Once a tile is full its partial forms may go (tlog-tiles, "Partial Tiles")."""
-        if tile.width != TILE_WIDTH:
-            return
-        folder = self._folder / f"{tile.path}.p"
-        if folder.is_dir():
+    def _drop_partials(self) -> None:
+        """Remove the partial forms of tiles that are full (tlog-tiles, "Partial Tiles")."""
+        now = time.monotonic()
+        while self._outdated and self._outdated[0][0] <= now:
+            _, folder = self._outdated.popleft()
             for file in folder.iterdir():
                 file.unlink(missing_ok=True)
             folder.rmdir()
             self._known.discard(folder)
+
+    def _outdate(self, tile: Tile) -> None:
+        folder = self._folder / f"{tile.path}.p"
+        if tile.width == TILE_WIDTH and folder.is_dir():
+            self._outdated.append((time.monotonic() + self._linger, folder))
 
 
 def check_published(folder: Path, verifier: Verifier, log: Log) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,8 @@ class Branch:
 
 @dataclass
 class Ring:
-    """Branch keys kept in memory by what their wrapped form and their context are."""
+    """Branch keys that follow from wrapped form and context, so that they outlive a process."""
 
-    keys: dict[tuple[EncryptionContext, bytes], bytes] = field(default_factory=dict)
     down: bool = False
 
     def answer(self) -> None:
@@ -52,16 +52,12 @@ class Ring:
             raise SealwardError(Reason.KEYS_UNAVAILABLE, "down", retry_after=1.0)
 
     def create(self, context: EncryptionContext) -> Branch:
-        self.answer()
-        key, wrapped = secrets.token_bytes(32), secrets.token_bytes(16)
-        self.keys[context, wrapped] = key
-        return Branch(self, key, wrapped)
+        return self.open(context, secrets.token_bytes(16))
 
     def open(self, context: EncryptionContext, wrapped: bytes) -> Branch:
         self.answer()
-        if (context, wrapped) not in self.keys:
-            raise SealwardError(Reason.SEAL_BROKEN, "no such key")
-        return Branch(self, self.keys[context, wrapped], wrapped)
+        key = hashlib.sha256(repr(context).encode() + wrapped).digest()
+        return Branch(self, key, wrapped)
 
 
 @dataclass

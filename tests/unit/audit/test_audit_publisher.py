@@ -38,7 +38,7 @@ def verify(suite: Suite, folder: Path) -> LogReport:
 def test_each_publication_verifies_from_files_alone(
     suite: Suite, folder: Path, logger: Any
 ) -> None:
-    files = publisher(suite, folder, logger)
+    files = publisher(suite, folder, logger, linger=0.0)
     assert files.rebuild() == 0
     assert verify(suite, folder).size == 0
     sizes = (1, 3, 250, 5, 250, 30)
@@ -49,6 +49,21 @@ def test_each_publication_verifies_from_files_alone(
     assert not (folder / "tile/0/000.p").exists()
     assert not (folder / "tile/entries/000.p").exists()
     assert (folder / "tile/0/002.p").is_dir()
+
+
+def test_readers_of_an_earlier_checkpoint_find_its_tiles(
+    suite: Suite, folder: Path, logger: Any
+) -> None:
+    files = publisher(suite, folder, logger)
+    suite.log.append([suite.entry() for _ in range(200)])
+    files.rebuild()
+    earlier = (folder / "checkpoint").read_bytes()
+    suite.log.append([suite.entry() for _ in range(200)])
+    files.publish()
+    assert verify(suite, folder).size == 400
+    (folder / "checkpoint").write_bytes(earlier)
+    report = verify_directory(folder, (suite.signer.verifier,))
+    assert report.size == 200
 
 
 def test_files_are_private(suite: Suite, folder: Path, logger: Any) -> None:

@@ -1,0 +1,129 @@
+"""A process that writes a log, to be killed or to run out of space.
+
+`write FOLDER COUNT`: appends COUNT batches (0 = without end) and publishes; prints a line
+`size index,event id …` after each acknowledged batch, so that the reader knows what was promised.
+`full FOLDER`: mounts a small tmpfs at FOLDER, fills it, empties it, and checks what the log does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import io
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.logging import get_logger
+from sealward.kit.reasons import Reason
+from sealward.tlog.logdir import verify_directory
+from services.audit.log import Placed
+from services.audit.publisher import Publisher, check_published, write_vkey
+from tests.support.audit_suite import Ring, Suite, open_suite
+
+
+def check(holds: bool) -> None:
+    assert holds
+
+
+def publisher(suite: Suite, folder: Path) -> Publisher:
+    log = get_logger("test", io.StringIO())
+    return Publisher(suite.log, suite.store, folder / "log", log, interval=0.01)
+
+
+def write(folder: Path, count: int) -> None:
+    holder: list[Publisher] = []
+    suite = open_suite(folder, Ring(), on_change=lambda _s, _c: holder[0].changed())
+    if not check_published(folder / "log", suite.signer.verifier, suite.log):
+        raise SystemExit("a torn checkpoint")
+    holder.append(publisher(suite, folder))
+    holder[0].start()
+    write_vkey(folder / "log.vkey", suite.signer.vkey)
+    batch = 0
+    while not count or batch < count:
+        batch += 1
+        # From time to time a batch that fills a tile, for publishing to have something to do.
+        size = 100 if batch % 20 == 0 else random.randint(1, 16)  # noqa: S311
+        done = suite.log.append([suite.entry(patient="p") for _ in range(size)])
+        placed = [p for p in done.results if isinstance(p, Placed)]
+        assert len(placed) == size
+        words = [f"{p.index},{p.leaf[1:17].hex()}" for p in placed]
+        sys.stdout.write(f"{suite.log.head[0]} {' '.join(words)}\n")
+        sys.stdout.flush()
+        suite.store.maintain()
+    holder[0].stop(20)
+    suite.store.close()
+
+
+def full(folder: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=1m,mode=700") != 0:
+        raise SystemExit(f"mount: {errno.errorcode[ctypes.get_errno()]}")
+    suite = open_suite(folder, Ring())
+    files = publisher(suite, folder)
+    acknowledged = [suite.entry() for _ in range(20)]
+    suite.log.append(acknowledged)
+    files.rebuild()
+    published = (folder / "log/checkpoint").read_bytes()
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            check(error.errno == errno.ENOSPC)
+    before = suite.log.head
+    refused = 0
+    waiting = [suite.entry() for _ in range(50)]
+    # The write-ahead log may have some room left in its last page; then nothing goes any more.
+    for candidate in waiting:
+        try:
+            suite.log.append([candidate])
+        except SealwardError as error:
+            check(error.reason is Reason.AUDIT_UNAVAILABLE)
+            refused += 1
+        else:
+            assert not refused
+            before = suite.log.head
+    assert refused >= 10, refused
+    assert suite.log.head == before
+    check(suite.full == [True] and not suite.broken)
+    assert not files._guard(files.publish) or before[0] == 20
+    suite.log.probe()
+    check(suite.log.full)
+    ballast.unlink()
+    suite.log.probe()
+    check(not suite.log.full)
+    done = suite.log.append(waiting)
+    assert suite.log.head[0] == 70
+    assert [r.index for r in done.results if isinstance(r, Placed)] == list(range(20, 70))
+    files.rebuild()
+    report = verify_directory(folder / "log", (suite.signer.verifier,))
+    assert report.size == 70
+    assert published != (folder / "log/checkpoint").read_bytes()
+    suite.store.close()
+    again = open_suite(folder, Ring())
+    assert again.log.head == suite.log.head
+    again.store.close()
+    sys.stdout.write("recovered\n")
+
+
+def start_writer(folder: Path, count: int = 0) -> subprocess.Popen[str]:
+    """Start `write` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, "write", str(folder), str(count)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    if sys.argv[1] == "write":
+        write(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        full(Path(sys.argv[2]))
