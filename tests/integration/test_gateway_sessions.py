@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,8 +198,6 @@ def test_without_the_server_nothing_is_found_and_with_it_the_store_heals(
 def test_a_server_that_falls_silent_empties_the_cache(
     server: ValkeyServer, open_store: Callable[..., SessionStore]
 ) -> None:
-    import signal
-
     states: list[bool] = []
     store = open_store(on_state=states.append)
     until(lambda: states[-1:] == [True])
@@ -232,3 +232,18 @@ def test_a_tracking_connection_that_dies_is_noticed(
     other = open_store()
     other.end_by_id(made.session_id)
     until(lambda: store.find(token_hash(token), SPKI) is None)
+
+
+def test_a_link_that_hangs_in_our_own_process_empties_nothing_but_is_not_believed(
+    open_store: Callable[..., SessionStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    token, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    cached(store, token_hash(token))
+    release = threading.Event()
+    monkeypatch.setattr(store._link, "_on_invalid", lambda _keys: release.wait(30))
+    open_store().create("u2", "bob", ["clinician"], SPKI)
+    until(lambda: not store._link.fresh())
+    unavailable = Reason.SESSION_STORE_UNAVAILABLE
+    assert reason(lambda: store.find(token_hash(token), SPKI)) is unavailable
+    release.set()
