@@ -17,6 +17,7 @@ import typer
 from sealward.cli.errors import CliError, Exit, unavailable
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line
+from sealward.cli.processes import services_roots, valkey_binary
 from sealward.cli.suite import SERVICES, Suite, port_is_free, write_private
 
 if TYPE_CHECKING:
@@ -189,6 +190,10 @@ def prepare(suite: Suite) -> None:
     """Make folders, addresses and the unlock secret; raise CliError when one cannot be had."""
     os.umask(0o077)
     environ = os.environ
+    # Before anything is written: a client's machine has no services to start.
+    services_roots()
+    if not environ.get("REDIS_URL"):
+        valkey_binary()
     suite.create(environ)
     if not environ.get("SEALWARD_KEYS_UNLOCK_FILE"):
         make_unlock_secret(suite)
