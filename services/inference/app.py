@@ -146,8 +146,8 @@ class InferenceApp:
                 f"model.{entry.state.value}",
                 name=name,
                 version=version,
-                reason=entry.reason or None,
                 duration_ms=(time.time_ns() - started) // 1_000_000,
+                **({"reason": entry.reason} if entry.reason else {}),
             )
 
     def _patiently(self, action: Callable[[], T]) -> T:

@@ -74,7 +74,9 @@ class Decoder:
             )
         arrays: list[Array | None] = [None] * len(self._inputs)
         rows = 0
-        for index, tensor in enumerate(sent):
+        # By index: iterating over a container of the protobuf runtime ends in an exception.
+        for index in range(count):
+            tensor = sent[index]
             place = self._by_name.get(tensor.name)
             if place is None:
                 raise SealwardError(
@@ -89,7 +91,7 @@ class Decoder:
                 )
             array = declared.decode(tensor, raws[index] if raw else None)
             arrays[place] = array
-            if declared.spec.has_rows:
+            if declared.has_rows:
                 if rows and array.shape[0] != rows:
                     raise SealwardError(
                         Reason.INPUT_SHAPE,
@@ -133,6 +135,7 @@ class _Input:
     def __init__(self, spec: InputSpec, max_rows: int) -> None:
         self.spec = spec
         self.path = f"inputs[{spec.name}]"
+        self.has_rows = spec.has_rows
         self._datatype = spec.datatype
         self._dtype = spec.type.numpy
         self._max_rows = max_rows if spec.has_rows else 0
