@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,7 +79,8 @@ def demo(
         if keep and not report.problems:
             _finish(report, began, as_json=as_json)
             _say(as_json, f"\nThe suite stays up. Try: sealward status --dir {directory}")
-            started.wait()
+            with suppress(KeyboardInterrupt):
+                started.wait()
             return
     _finish(report, began, as_json=as_json)
 

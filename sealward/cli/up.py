@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 
@@ -44,7 +45,8 @@ def up(
         line(f"the suite in {suite.root} is already running (process {running})", err=True)
         emit(suite.endpoints(), as_json=as_json, text=addresses(suite))
         return
-    with start(suite, detach=detach, quiet=as_json) as started:
+    with start(suite, detach=detach, quiet=as_json) as started, suppress(KeyboardInterrupt):
+        # Ctrl-C from here on is the wanted end: leaving the block drains the suite.
         emit(started.as_json(), as_json=as_json, text=started.as_text())
         if not detach:
             started.wait()

@@ -137,7 +137,7 @@ def test_ctrl_c_ends_an_attached_suite(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready in")
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        assert process.wait(60) == 0
         with pytest.raises(CliError):
             RunningSuite(folder).suite.require_running()
     finally:

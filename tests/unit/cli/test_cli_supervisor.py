@@ -16,7 +16,14 @@ import pytest
 
 from sealward.cli.processes import Spec
 from sealward.cli.suite import Suite
-from sealward.cli.supervisor import BACKOFF_MOST, STABLE_SECONDS, Child, backoff
+from sealward.cli.supervisor import (
+    BACKOFF_MOST,
+    STABLE_SECONDS,
+    Child,
+    _open_log,
+    _rotate,
+    backoff,
+)
 
 SECONDS = 20.0
 
@@ -167,6 +174,19 @@ def test_logs_are_closed_to_others(suite: Suite) -> None:
         log = suite.logs / "keys.log"
         until(lambda: log.read_text() == "{}\n", "log line")
         assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_large_log_is_moved_aside(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sealward.cli.supervisor._LARGEST_LOG", 1000)
+    log = suite.logs / "keys.log"
+    with _open_log(log) as output:
+        output.write(b"x" * 1000)
+        output.flush()
+        _rotate(log)
+        # The process goes on writing to the file that it has open.
+        output.write(b"new")
+    assert log.read_bytes() == b"new"
+    assert (suite.logs / "keys.log.1").read_bytes() == b"x" * 1000
 
 
 def test_backoff_grows_to_its_most() -> None:
