@@ -20,6 +20,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.kit.seam import Answer, Call
 from sealward.kit.status import as_sealward_error
+from services.inference import questions
 from services.inference.datatypes import Array
 from services.inference.engine import RunError
 from services.inference.metrics import ModelMetrics
@@ -85,7 +86,7 @@ class Batcher:
         model: Model | None = None
         try:
             if call.method != MODEL_INFER:
-                raise SealwardError(Reason.METHOD_UNKNOWN, "this method is not served")
+                return Answer(call.id, questions.answer(self._registry, call.method, call.body))
             if call.deadline <= self._clock():
                 raise _too_late()
             if cancelled(call.id):
@@ -95,7 +96,7 @@ class Batcher:
             return _Job(call, model, model.decoder.decode(request))
         except DecodeError:
             error = SealwardError(
-                Reason.REQUEST_MALFORMED, "the request is not a ModelInferRequest"
+                Reason.REQUEST_MALFORMED, "the request is not a message of its type"
             )
         except Exception as caught:  # noqa: BLE001 - one bad request must not harm the others
             error, _ = as_sealward_error(caught, self._log, call.method)

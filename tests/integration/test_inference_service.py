@@ -112,7 +112,7 @@ def test_bad_calls_of_a_batch_fail_alone(pair: Pair) -> None:
     assert replies[0].body == replies[5].body
     assert replies[1].field == "inputs[measurements].fields[mean perimeter]"
     assert InferenceRecord.FromString(replies[1].record).model_name == "breast-cancer"
-    (other,) = stream.ask([good], method="/inference.GRPCInferenceService/ModelMetadata")
+    (other,) = stream.ask([good], method="/inference.GRPCInferenceService/ServerLive")
     assert other.reason == Reason.METHOD_UNKNOWN
     stream.close()
 
