@@ -29,7 +29,7 @@ from sealward.kit.seam import OutCall
 from sealward.kit.tls import make_csr
 from sealward.tlog.proof import TlogProof
 from services.gateway.authority import Authority
-from services.gateway.control import UNRECORDED, ControlRecorder
+from services.gateway.control import QUIET, UNRECORDED, ControlRecorder
 from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
@@ -387,6 +387,21 @@ def test_a_mistake_of_ours_is_recorded_too(suite: Suite) -> None:
     with pytest.raises(RuntimeError):
         suite.recorder(call, fail)
     assert suite.audit.said()["reason"] == "INTERNAL"
+
+
+def test_what_is_recorded_only_when_it_fails(suite: Suite) -> None:
+    assert {name.rsplit("/", 1)[1] for name in QUIET} == {"GetConsistency"}
+
+    def fail() -> Message:
+        raise SealwardError(Reason.FIELD_INVALID, "no")
+
+    for method in QUIET:
+        call = ControlCall(method, user("ada"), {}, None, 0, float("inf"))
+        suite.recorder(call, pb.LogoutResponse)
+        assert suite.audit.entries == []
+        with pytest.raises(SealwardError):
+            suite.recorder(call, fail)
+        assert suite.audit.said()["reason"] == "FIELD_INVALID"
 
 
 def test_the_list_of_what_is_not_recorded(suite: Suite) -> None:
