@@ -30,14 +30,19 @@ class CertificateAuthority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(
-        self, *uris: str, dns: tuple[str, ...] = (), seconds: int = 3600, bundle: bytes = b""
+        self,
+        *uris: str,
+        dns: tuple[str, ...] = (),
+        seconds: int = 3600,
+        bundle: bytes = b"",
+        backdate: int = 60,
     ) -> Material:
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         names += [x509.DNSName(name) for name in dns]
         names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "leaf")])
-        leaf = self._build(subject, key.public_key(), names, seconds=seconds)
+        leaf = self._build(subject, key.public_key(), names, seconds=seconds, backdate=backdate)
         chain = leaf.public_bytes(serialization.Encoding.PEM)
         return load_material(key_to_pem(key), chain, bundle or self.pem)
 
@@ -49,6 +54,7 @@ class CertificateAuthority:
         *,
         ca: bool = False,
         seconds: int = 3600,
+        backdate: int = 60,
     ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
         builder = (
@@ -57,7 +63,7 @@ class CertificateAuthority:
             .issuer_name(self.name)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(seconds=60))
+            .not_valid_before(now - dt.timedelta(seconds=backdate))
             .not_valid_after(now + dt.timedelta(seconds=seconds))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )

@@ -97,10 +97,10 @@ class GatewayDouble:
 
         return call
 
-    def profile(self, folder: Path, seconds: int = 86_400) -> Path:
+    def profile(self, folder: Path, seconds: int = 86_400, backdate: int = 60) -> Path:
         """Write a profile folder for alice."""
         folder.mkdir(mode=0o700)
-        material: Material = self.authority.issue(USER, seconds=seconds)
+        material: Material = self.authority.issue(USER, seconds=seconds, backdate=backdate)
         for name, data in {
             "ca.pem": material.bundle_pem,
             "cert.pem": material.chain_pem,

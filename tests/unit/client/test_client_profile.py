@@ -123,7 +123,7 @@ def test_a_certificate_past_half_its_life_is_renewed(
     gateway: GatewayDouble, tmp_path: Path
 ) -> None:
     # Issued with 60 s behind it, so 50 s more are less than half of its life.
-    folder = gateway.profile(tmp_path / "bob", seconds=50)
+    folder = gateway.profile(tmp_path / "bob", seconds=50, backdate=200)
     before = Profile.load(folder).material()
     with Client.from_profile(folder) as client:
         wait_for(lambda: Profile.load(folder).material().not_after > before.not_after)
@@ -135,7 +135,7 @@ def test_a_certificate_past_half_its_life_is_renewed(
 
 
 def test_async_renewal(gateway: GatewayDouble, tmp_path: Path) -> None:
-    folder = gateway.profile(tmp_path / "bob", seconds=50)
+    folder = gateway.profile(tmp_path / "bob", seconds=50, backdate=200)
 
     async def run() -> None:
         async with AsyncClient.from_profile(folder) as client:
@@ -151,7 +151,7 @@ def test_async_renewal(gateway: GatewayDouble, tmp_path: Path) -> None:
 def test_a_certificate_that_somebody_renewed_is_taken_over(
     gateway: GatewayDouble, tmp_path: Path
 ) -> None:
-    folder = gateway.profile(tmp_path / "bob", seconds=50)
+    folder = gateway.profile(tmp_path / "bob", seconds=50, backdate=200)
     renewal = Renewal(Profile.load(folder))
     assert renewal.wait() == 0
     assert renewal.reload() is None
