@@ -11,6 +11,9 @@ import pytest
 
 from tests.support.suites import RunningSuite
 
+# The first run fetches and builds.
+pytestmark = pytest.mark.timeout(420)
+
 MODULE = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"
 
 

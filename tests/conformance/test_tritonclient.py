@@ -17,6 +17,9 @@ from tests.support import triton_env
 from tests.support.suites import RunningSuite, heldout
 from tests.support.tlog_logs import signer
 
+# The first run fetches and builds.
+pytestmark = pytest.mark.timeout(420)
+
 PROGRAM = Path(__file__).parent / "triton" / "program.py"
 MODELS = ("breast-cancer", "diabetes-progression")
 
