@@ -76,10 +76,10 @@ def start_session(
     """Log in and keep the token in the client folder; return token and expiry (epoch seconds)."""
     from sealward.api.gateway.v1 import gateway_pb2 as gw
     from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
+    from sealward.cli.bootstrap import FIRST_ADMIN
     from sealward.cli.connect import CALL_SECONDS, user_channel, user_folder
     from sealward.cli.rpc import calling
     from sealward.cli.suite import write_private
-    from sealward.cli.up import FIRST_ADMIN
 
     with calling("logging in"), user_channel(suite, user) as channel:
         answer = SessionServiceStub(channel).Login(

@@ -15,16 +15,17 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from sealward.cli.bootstrap import FIRST_ADMIN, first_admin, make_unlock_secret
 from sealward.cli.errors import CliError, Exit, unavailable
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line
 from sealward.cli.processes import services_roots, valkey_binary
-from sealward.cli.suite import SERVICES, Suite, port_is_free, write_private
+from sealward.cli.readiness import Readiness
+from sealward.cli.suite import SERVICES, Suite, port_is_free
 
 if TYPE_CHECKING:
     from sealward.kit.tls import Material
 
-FIRST_ADMIN = "admin"
 READY_SECONDS = 60.0
 STOP_SECONDS = 75.0
 _POLL_SECONDS = 0.02
@@ -214,53 +215,6 @@ def prepare(suite: Suite) -> None:
         left.unlink()
 
 
-def make_unlock_secret(suite: Suite) -> None:
-    """Make the secret that opens the keystore (an age X25519 identity), once."""
-    if suite.unlock_file.exists():
-        return
-    if any((suite.root / "keys").iterdir()):
-        raise CliError(
-            f"{suite.unlock_file} is missing: {suite.root / 'keys'} cannot be opened without it",
-            advice="restore the file from its backup",
-        )
-    from pyrage import x25519
-
-    write_private(suite.unlock_file, f"{x25519.Identity.generate()}\n".encode())
-
-
-def first_admin(suite: Suite, material: Material) -> str:
-    """Create the first administrator of a new suite; return the one-time password, else ''."""
-    if suite.admin_password_file.exists() or (suite.clients / FIRST_ADMIN).exists():
-        return ""
-    import secrets
-
-    import grpc
-
-    from sealward.api.gateway.v1 import gateway_pb2 as gw
-    from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
-    from sealward.cli.certificates import ENROLL_SECONDS, issue_client
-    from sealward.cli.connect import Admin
-    from sealward.cli.rpc import calling, error_info
-
-    stub = UserServiceStub(Admin(suite, material).channel("gateway"))
-    password = secrets.token_urlsafe(15)
-    with calling("making the first administrator"):
-        try:
-            stub.CreateUser(
-                gw.CreateUserRequest(
-                    user=FIRST_ADMIN, roles=["security-admin"], password=password, one_time=True
-                ),
-                timeout=ENROLL_SECONDS,
-            )
-        except grpc.RpcError as error:
-            if error_info(error)[0] != "ALREADY_EXISTS":
-                raise
-            return ""
-        write_private(suite.admin_password_file, password.encode() + b"\n")
-        issue_client(suite, stub, FIRST_ADMIN)
-    return password
-
-
 def addresses(suite: Suite) -> str:
     """Return the addresses of a suite as lines of text."""
     endpoints = suite.endpoints()
@@ -321,7 +275,7 @@ def _append(path: Path) -> IO[bytes]:
 
 def _await_ready(started: Started, began: float, *, quiet: bool) -> Material:
     suite = started.suite
-    watch = _Readiness(suite)
+    watch = Readiness(suite, READY_SECONDS)
     watch.start()
     shown: set[str] = set()
     try:
@@ -352,54 +306,6 @@ def _check_children(suite: Suite) -> None:
                 f"{name} does not start: {reason or 'exit status ' + str(child['last_exit'])}",
                 f"see {suite.logs}/{name}.log and {name}.stderr",
             )
-
-
-class _Readiness:
-    """Enrols the administrator and polls each service's health, in threads of its own."""
-
-    def __init__(self, suite: Suite) -> None:
-        self.stop = threading.Event()
-        self.done = threading.Event()
-        self.serving: set[str] = set()
-        self._suite = suite
-        self._material: Material | None = None
-        self._error: BaseException | None = None
-
-    def start(self) -> None:
-        threading.Thread(target=self._run, name="readiness", daemon=True).start()
-
-    def result(self) -> Material:
-        if self._error is not None:
-            raise self._error
-        if self._material is None:
-            raise unavailable("the suite did not become ready")
-        return self._material
-
-    def _run(self) -> None:
-        try:
-            self._watch()
-        except BaseException as error:  # noqa: BLE001 - handed to the waiting thread
-            self._error = error
-        self.done.set()
-
-    def _watch(self) -> None:
-        from sealward.cli.certificates import ensure_admin
-        from sealward.cli.connect import Admin, wait_serving
-
-        self._material = ensure_admin(self._suite, READY_SECONDS)
-        admin = Admin(self._suite, self._material)
-        threads = [
-            threading.Thread(
-                target=wait_serving,
-                args=(admin.channel(name), self.stop, lambda name=name: self.serving.add(name)),
-                daemon=True,
-            )
-            for name in SERVICES
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
 
 
 def _raise_on_term() -> None:
