@@ -65,7 +65,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
         ),
         **_service(
             "sealward.api.inference.v1.InferenceService",
-            {"Infer": _GATEWAY, "ListModels": _GATEWAY},
+            {"Infer": _GATEWAY, "ListModels": _GATEWAY | _ADMIN},
         ),
         **_service(
             "sealward.api.audit.v1.AuditService",

@@ -19,8 +19,13 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # The core takes this as the time that one attempt to connect may last.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A peer that hangs without closing its connection is noticed within seconds.
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
     # Each holder has its own connections; sharing would outlive the certificate.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),

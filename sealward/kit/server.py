@@ -107,6 +107,7 @@ class GrpcServer:
                 ("grpc.max_connection_age_ms", age_ms),
                 ("grpc.max_connection_age_grace_ms", 30_000),
                 ("grpc.http2.max_ping_strikes", 2),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
             ],
         )
         host, port = split_address(settings.address)
