@@ -18,6 +18,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
 from sealward.kit.reasons import Reason
 from sealward.kit.spans import AttributeValue, TextAttribute, attribute
+from sealward.kit.wire import string_field, varint
 from sealward.seal.entries import OVERHEAD_BYTES
 from sealward.tlog.leaf import (
     DIGEST_SIZE,
@@ -45,6 +46,7 @@ _PATIENT, _INPUT_DIGEST, _OUTPUT_DIGEST = (
     TextAttribute(name, KEYED_DIGITS)
     for name in (names.PATIENT, names.INPUT_DIGEST, names.OUTPUT_DIGEST)
 )
+_REFERENCE_KEY = string_field(1, names.PATIENT_REFERENCE) + b"\x12"
 _DERIVED = b"sealward/otlp-event/v1\n"
 
 # What an outside producer may say. Who acted, with what outcome, on which model: these are
@@ -95,7 +97,7 @@ class EntryMaker:
         self._keys = keys
         self._producers = Producers()
         # The producer's name is never taken from the span.
-        self._ours = SpanFilter(names.ALLOWED - {names.PRODUCER_ID})
+        self._ours = SpanFilter(names.ALLOWED, (names.PRODUCER_ID,))
         self._theirs = SpanFilter(WORKLOAD_ATTRIBUTES)
 
     def appended(self, body: bytes, identity: Identity) -> Candidate:
@@ -120,7 +122,7 @@ class EntryMaker:
         if entry.patient:
             pseudonym = self._keys.pseudonym(entry.patient)
             added.append(_PATIENT.encode(pseudonym.encode()))
-            added.append(attribute(names.PATIENT_REFERENCE, entry.patient))
+            added.append(_reference(entry.patient.encode()))
         if entry.input_digest:
             keyed = self._keys.digest(entry.input_digest)
             added.append(_INPUT_DIGEST.encode(keyed.encode()))
@@ -211,6 +213,13 @@ def _row(
         str(get(names.PURPOSE, "")),
         patient,
     )
+
+
+def _reference(patient: bytes) -> bytes:
+    """Encode the patient reference as an attribute: `attribute()` with its key encoded once."""
+    value = b"\x0a" + varint(len(patient)) + patient
+    pair = _REFERENCE_KEY + varint(len(value)) + value
+    return b"\x4a" + varint(len(pair)) + pair
 
 
 def _check_entry(entry: Entry) -> None:

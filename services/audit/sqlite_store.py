@@ -42,7 +42,7 @@ _COLUMNS = (
 )
 # Pages in the write-ahead log at which a commit moves them itself. maintain() comes long before;
 # this is the bound when reads never leave it a gap.
-_AUTOCHECKPOINT_PAGES = 16_384
+_AUTOCHECKPOINT_PAGES = 65_536
 _MAINTAIN_BYTES = 4 << 20
 
 
@@ -69,6 +69,8 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         # Every use is under a lock of ours, from whichever thread.
         db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        # Index rows go to many pages: small ones make a commit write less than half.
+        db.execute("PRAGMA page_size=1024")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute(f"PRAGMA wal_autocheckpoint={_AUTOCHECKPOINT_PAGES}")

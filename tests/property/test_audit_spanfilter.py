@@ -9,6 +9,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from sealward.kit import attributes as names
+from sealward.kit.spans import STATUS_ERROR, STATUS_OK, SpanHead
 from sealward.kit.wire import bytes_field, fields
 from services.audit.spanfields import SpanError
 from services.audit.spanfilter import FilteredSpan, SpanFilter
@@ -163,4 +164,38 @@ def test_what_is_remembered_is_bounded() -> None:
         span = base()
         span.attributes.add(key=names.TARGET).value.string_value = f"t{number}"
         small.filter(span.SerializeToString())
-    assert len(small._known) <= 8192
+    assert len(small._attributes._known) <= 8192
+
+
+@given(
+    st.lists(st.lists(good, min_size=1, max_size=6), min_size=1, max_size=4),
+    st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    st.integers(0, 2),
+)
+def test_spans_with_parts_in_common_keep_their_own_values(
+    templates: list[list[KeyValue]], order: list[int], code: int
+) -> None:
+    """As from a producer that joins prepared parts: runs are recognised, and never mixed up."""
+    fresh = SpanFilter(names.ALLOWED)
+    status = (b"", STATUS_OK, STATUS_ERROR)[code]
+    for number, first in enumerate([*order, *order, *order]):
+        pairs = [
+            KeyValue(key=names.EVENT_TYPE, value=AnyValue(string_value="service.start")),
+            KeyValue(key=names.EVENT_ID, value=AnyValue(string_value=f"{number:032x}")),
+            *templates[first % len(templates)],
+            *templates[(first + number) % len(templates)],
+        ]
+        encoded = [bytes_field(9, pair.SerializeToString()) for pair in pairs]
+        raw = SpanHead("service.start").build(7, 9, [*encoded, status])
+        filtered = fresh.filter(raw)
+        expected: dict[str, KeyValue] = {}
+        for pair in pairs:
+            expected.setdefault(pair.key, pair)
+        wanted = Span.FromString(raw)
+        del wanted.attributes[:]
+        wanted.attributes.extend(expected.values())
+        assert Span.FromString(filtered.body) == wanted
+        assert list(filtered.values) == list(expected)
+        assert filtered.dropped == len(pairs) - len(expected)
+        assert (filtered.start, filtered.trace_id) == (7, wanted.trace_id)
+        assert filtered.failed is (code == 2)

@@ -18,9 +18,10 @@ from sealward.kit.identity import Identity, Peer
 from sealward.kit.reasons import Code, Reason
 from sealward.kit.recorder import new_event_id
 from sealward.kit.seam import Answer, Call
+from sealward.kit.spans import attribute
 from sealward.tlog.leaf import PREFIX_SIZE, parse_leaf
 from services.audit.committer import Committer, MeteredAppender
-from services.audit.entry import Candidate
+from services.audit.entry import Candidate, _reference
 from services.audit.ingest_otlp import TraceIngest
 from services.audit.log import Committed
 from services.audit.metrics import AuditMetrics
@@ -296,3 +297,9 @@ def test_a_releasing_entry_is_at_most_two_kib(suite: Suite) -> None:
     (place,) = done.results
     assert not isinstance(place, SealwardError)
     assert 1500 < len(place.leaf) <= 2048
+
+
+@pytest.mark.parametrize("length", [1, 100, 127, 128, 256])
+def test_the_patient_reference_is_an_attribute_like_the_others(length: int) -> None:
+    patient = "p" * length
+    assert _reference(patient.encode()) == attribute("sealward.patient.reference", patient)
