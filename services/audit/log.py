@@ -24,6 +24,8 @@ from services.audit.segments import Segments
 from services.audit.store import Head, LogStore, StoreBrokenError, StoreFullError
 
 _LOAD = 4096
+# As much as a batch needs: a few bytes find room where no batch does.
+_PROBE_BYTES = 256 << 10
 
 
 @dataclass(slots=True)
@@ -169,6 +171,7 @@ class Log:
         if self._full:
             self._turns.take(urgent=False)
             try:
+                self._store.put([("probe", bytes(_PROBE_BYTES))])
                 self._store.put([("probe", b"")])
                 self._set_full(full=False)
             except StoreFullError:
