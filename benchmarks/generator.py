@@ -16,6 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+_TOLERATED = 0.1
+"""Share of calls that may fail before a run says nothing any more; any at all is reported."""
+
 _SOURCE = Path(__file__).parent / "loadgen"
 
 
@@ -71,7 +74,7 @@ class Generator:
                     result = json.loads(line)
         if process.returncode or not result or not result["calls"]:
             raise SystemExit(f"the generator failed against {target.name}: {result}")
-        if result["errors"]:
+        if result["errors"] > _TOLERATED * result["calls"]:
             raise SystemExit(f"{target.name} answered with errors: {result['last_error']}")
         result["cpu_us"] = (after - before) / result["calls"] * 1e6
         return result

@@ -54,7 +54,8 @@ def _name(command: list[str]) -> str:
     for word in command:
         if word.startswith(("services.", "sealward.", "benchmarks.")):
             return word
-    return Path(command[0]).name.split(":")[0].split()[0] if command else "?"
+    # Valkey writes its address into its own command line.
+    return Path(command[0].split()[0]).name if command and command[0] else "?"
 
 
 def fdatasync_micros(folder: Path, times: int = 60) -> list[float]:

@@ -56,9 +56,20 @@ def table(results: Results) -> str:
             f" p99 {results['fdatasync_us']['p99']:.0f} µs."
         ),
         f"- Idle suite while the naive server was measured: {results['idle_cpu']:.1%} of the core.",
+        *_failures(results),
         "",
     ]
     return "\n".join(lines)
+
+
+def _failures(results: Results) -> list[str]:
+    failed = [point for point in results["raw"] if point["errors"]]
+    return [
+        f"- **Failed calls**: {point['server']}, {point['in_flight']} in flight, round"
+        f" {point['round']}: {point['errors']} beside {point['calls']} answered;"
+        f" the last: {point['last_error']}"
+        for point in failed
+    ]
 
 
 def machine(results: Results) -> str:
