@@ -109,7 +109,7 @@ class InvalidationLink:
             _ask(tracker, "PING")
             answered = False
             while (left := sent + _PING_SECONDS - time.monotonic()) > 0 or not answered:
-                if left <= 0 and time.monotonic() - sent > FRESH_SECONDS / 2:
+                if left <= 0 and time.monotonic() - sent > FRESH_SECONDS:
                     raise redis.TimeoutError
                 if not feed.can_read(timeout=max(left, 0.01)):
                     continue

@@ -9,7 +9,7 @@ Redis holds, under `H = SHA-256(token)` in hexadecimal:
     sess-user:<user id> the set of H of a user's sessions
 
 Only `sess:` is tracked, so that putting off the idle end empties nobody's cache. Reads are answered
-from the cache while the invalidation link is fresh; without the link nothing is answered at all.
+from the cache while the invalidation link is fresh; while it is silent the store itself is asked.
 """
 
 from __future__ import annotations
@@ -128,10 +128,10 @@ class SessionStore:
         """Return a session from the cache, or None when `load` must be asked. Never blocks.
 
         `name` is the token's hash, `spki` the caller's certificate key. Counts as a use. Raises
-        SESSION_CERTIFICATE_MISMATCH and SESSION_STORE_UNAVAILABLE.
+        SESSION_CERTIFICATE_MISMATCH.
         """
         if not self._link.fresh():
-            raise _unavailable()
+            return None
         entry = self._cache.get(name)
         now = time.monotonic()
         if entry is None or now >= entry.idle_until or time.time() >= entry.session.expires:
@@ -144,10 +144,9 @@ class SessionStore:
     def load(self, name: str, spki: bytes) -> Session:
         """Return a session from the store. Counts as a use.
 
+        While the link is silent the store itself is asked for every call and nothing is cached.
         Raises SESSION_INVALID, SESSION_EXPIRED, SESSION_CERTIFICATE_MISMATCH, SEAL_BROKEN.
         """
-        if not self._link.fresh():
-            raise _unavailable()
         reading = object()
         with self._lock:
             self._reading[name] = reading
@@ -160,7 +159,7 @@ class SessionStore:
             raise
         with self._lock:
             # A change that was announced while we read would be missed otherwise.
-            if self._reading.pop(name, None) is reading:
+            if self._reading.pop(name, None) is reading and self._link.fresh():
                 while len(self._cache) >= _CAPACITY:
                     del self._cache[next(iter(self._cache))]
                 self._cache[name] = _Entry(session, time.monotonic() + self.idle_seconds)
