@@ -69,7 +69,7 @@ EVENT_TYPES = frozenset(
         "session.denied-summary", "user.create", "user.disable", "user.list", "user.certificate",
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
         "audit.conflict", "audit.start", "keys.keystore-create", "keys.branch-create",
-        "keys.branch-open", "keys.certificate", "service.start", "service.stop",
+        "keys.branch-open", "keys.certificate", "otel.span", "service.start", "service.stop",
     }
 )  # fmt: skip
 """Stable codes of event types."""

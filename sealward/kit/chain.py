@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import grpc
 import structlog
@@ -51,6 +51,7 @@ class Around(Protocol):
 
 READ_METADATA = frozenset({"authorization", "traceparent"})
 OWN_PREFIX = "sealward-"
+UNKNOWN_METHOD = "unknown"
 _NO_DEADLINE_SECONDS = 1e8
 
 
@@ -81,6 +82,17 @@ def call_of(context: grpc.ServicerContext) -> ControlCall:
 def peer_of(context: grpc.ServicerContext) -> Peer:
     """The verified caller of a handler."""
     return call_of(context).peer
+
+
+def refuse(call: ControlCall, error: SealwardError, around: Around | None) -> NoReturn:
+    """Refuse a call that reaches no handler, through the recorder where there is one."""
+
+    def proceed() -> Message:
+        raise error
+
+    if around is not None:
+        around(call, proceed)
+    raise error
 
 
 class Chain:
@@ -114,12 +126,18 @@ class Chain:
 
         def behavior(_body: bytes, context: grpc.ServicerContext) -> bytes:
             started = time.perf_counter()
+            trailers: list[tuple[str, str | bytes]] = []
             try:
-                self.peers.read(context)
-                raise SealwardError(Reason.METHOD_UNKNOWN, "this method is not served")
-            except SealwardError as error:
-                self._metrics.handled("unknown", error.code, time.perf_counter() - started)
-                status.abort(context, error)
+                peer = self.peers.read(context)
+                # The path is the caller's own text: it stands in no record.
+                call = ControlCall(UNKNOWN_METHOD, peer, {}, None, 0, deadline_of(context))
+                trailers = call.trailers
+                error = SealwardError(Reason.METHOD_UNKNOWN, "this method is not served")
+                refuse(call, error, self._around)
+            except Exception as caught:  # noqa: BLE001 - every error leaves through one door
+                error, incident = status.as_sealward_error(caught, self._log, UNKNOWN_METHOD)
+                self._metrics.handled(UNKNOWN_METHOD, error.code, time.perf_counter() - started)
+                status.abort(context, error, trailers, incident)
 
         return grpc.unary_unary_rpc_method_handler(behavior)
 

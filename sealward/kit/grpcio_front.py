@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from sealward.api.common.v1.batch_pb2 import Reply
 from sealward.kit import status
 from sealward.kit.access import allowed
-from sealward.kit.chain import deadline_of, read_metadata
+from sealward.kit.chain import Around, ControlCall, deadline_of, read_metadata, refuse
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Peer, PeerReader
 from sealward.kit.metrics import ServerMetrics
@@ -215,7 +215,7 @@ class BatchFront:
 
     `request_type` and `response_type` are messages with `repeated Call calls = 1` and
     `repeated Reply replies = 1`; `shared_field` names a bytes field of the response for what is
-    common to a batch.
+    common to a batch. `around` records a stream that is refused, as it does control calls.
     """
 
     def __init__(
@@ -227,8 +227,10 @@ class BatchFront:
         log: structlog.typing.FilteringBoundLogger,
         limits: Limits | None = None,
         shared_field: str = "",
+        around: Around | None = None,
     ) -> None:
         self._method = method
+        self._around = around
         self._request_type = request_type
         self._response_type = response_type
         self._shared_field = shared_field
@@ -290,17 +292,24 @@ class BatchFront:
     def _behavior(
         self, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
+        trailers: list[tuple[str, str | bytes]] = []
         try:
             peer = self._peers.read(context)
+            call = ControlCall(self._method, peer, {}, None, 0, deadline_of(context))
+            trailers = call.trailers
             if not allowed(peer.identity, self._method):
-                raise SealwardError(
-                    Reason.IDENTITY_FORBIDDEN, f"{peer.identity.role} may not call this method"
+                refuse(
+                    call,
+                    SealwardError(
+                        Reason.IDENTITY_FORBIDDEN, f"{peer.identity.role} may not call this method"
+                    ),
+                    self._around,
                 )
             if self._closed:
                 raise SealwardError(Reason.DRAINING, "the service is shutting down")
         except SealwardError as error:
             self._log.warning("stream.refused", method=self._method, reason=error.reason.name)
-            status.abort(context, error)
+            status.abort(context, error, trailers)
         stream = _Stream(peer)
         with self._lock:
             self._streams.add(stream)

@@ -96,7 +96,13 @@ class AuditApp:
             metrics.waiting.set,
         )
         front = BatchFront(
-            APPEND, AppendRequest, AppendResponse, ctx.peers, ctx.log, shared_field="checkpoint"
+            APPEND,
+            AppendRequest,
+            AppendResponse,
+            ctx.peers,
+            ctx.log,
+            shared_field="checkpoint",
+            around=self._events,
         )
         self._pump = AppendPump(
             front,

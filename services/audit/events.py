@@ -41,7 +41,7 @@ _TYPES: Mapping[str, str] = {
 }
 # Proofs tell nothing of an event. The gateway records these calls itself, with the caller's name.
 _RECORDED_BY_GATEWAY = frozenset({"log.receipt", "log.consistency"})
-_DENIED = frozenset({Code.PERMISSION_DENIED, Code.UNAUTHENTICATED})
+_DENIED = frozenset({Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.UNIMPLEMENTED})
 
 # Refusals recorded one by one, a second and identity. Above it they are counted, so that nobody
 # can fill the log by knocking.

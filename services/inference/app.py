@@ -73,6 +73,7 @@ class InferenceApp:
             ctx.peers,
             ctx.log,
             Limits(calls=settings.batch_calls, bytes=settings.batch_bytes),
+            around=self._records.around,
         )
         self._worker = Worker(
             front, Batcher(self._registry, ctx.log, self._metrics), ctx.log, ctx.fail

@@ -70,18 +70,34 @@ class Rig:
             ServerMetrics(registry), PeerReader(TD),
         )  # fmt: skip
         ctx = self.ctx
+        self.seen: list[tuple[str, str, str]] = []
         self.front = UnaryFront([INFER], ctx.peers, ctx.server_metrics, ctx.log)
         self.batches = BatchFront(
-            APPEND, AppendRequest, AppendResponse, ctx.peers, ctx.log, shared_field="checkpoint"
+            APPEND,
+            AppendRequest,
+            AppendResponse,
+            ctx.peers,
+            ctx.log,
+            shared_field="checkpoint",
+            around=self.around,
         )
         self.server = GrpcServer(
             ctx,
             servicers=[(keys_pb2_grpc.add_KeysServiceServicer_to_server, KeysServicer())],
             fronts=[self.front, self.batches],
             max_message_bytes=4096,
+            around=self.around,
         )
         self.server.start()
         ctx.health.set("process", ready=True)
+
+    def around(self, call: Any, proceed: Any) -> Any:
+        try:
+            return proceed()
+        except SealwardError as error:
+            self.seen.append((call.peer.identity.role, call.method, error.reason.name))
+            call.trailers.append(("sealward-event-id", "recorded"))
+            raise
 
     def channel(self, material: Material) -> grpc.Channel:
         return grpc.secure_channel(
@@ -237,6 +253,19 @@ def test_unary_front_carries_batches(rig: Rig) -> None:
         error = failing(infer, b"x")
         assert info_of(error).reason == "PURPOSE_REQUIRED"
         assert dict(error.trailing_metadata())["sealward-event-id"] == "d"  # type: ignore[attr-defined]
+
+
+def test_refusals_without_a_handler_are_recorded(rig: Rig) -> None:
+    with rig.as_("user/mallory") as channel:
+        error = failing(channel.unary_unary("/CANARY.Service/CANARY"), b"")
+        assert dict(error.trailing_metadata())["sealward-event-id"] == "recorded"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(channel.stream_stream(APPEND)(iter([b""])))
+        assert info_of(caught.value).reason == "IDENTITY_FORBIDDEN"
+    assert rig.seen == [
+        ("user", "unknown", "METHOD_UNKNOWN"),
+        ("user", APPEND, "IDENTITY_FORBIDDEN"),
+    ]
 
 
 def test_unary_front_keeps_the_deadline(rig: Rig) -> None:
