@@ -314,6 +314,8 @@ def _raise_on_term() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
+        # Set too: a shell's background job starts with it ignored.
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _patiently(process: subprocess.Popen[bytes]) -> None:
