@@ -50,7 +50,7 @@ class ServiceSettings(BaseSettings):
     """Largest request message."""
     workers: int = Field(default=72, ge=8, le=1024)
     """Threads of the gRPC server: calls in flight above this wait, then are refused."""
-    certificate_seconds: int = Field(default=3600, ge=60, le=86400)
+    certificate_seconds: int = Field(default=3600, ge=4, le=86400)
     """Life of the service's certificate; it is renewed at half of it."""
 
 
