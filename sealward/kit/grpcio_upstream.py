@@ -17,6 +17,7 @@ import grpc
 import structlog
 
 from sealward.api.common.v1.batch_pb2 import Call as CallMessage
+from sealward.api.common.v1.batch_pb2 import Reply
 from sealward.kit.channel import Channels
 from sealward.kit.errors import SealwardError
 from sealward.kit.health import Health
@@ -25,13 +26,19 @@ from sealward.kit.seam import OnBroken, OnReplies, OutCall
 
 _BACKOFF = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _OPEN_SECONDS = 5.0
+_NOT_SENT = [0]
+_MESSAGE_BYTES = 8 << 20
 
 
 class _Stream:
     def __init__(self, generation: int) -> None:
         self.generation = generation
+        # Calls that wait for the messages under way; see BatchUpstream.send.
+        self.waiting: list[OutCall] = []
+        self.messages = 0
         self.out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.owed: set[int] = set()
+        # By call id, the message it went with: a list of one, the calls that it is still owed.
+        self.owed: dict[int, list[int]] = {}
         self.opened = time.monotonic()
         self.broken = False
 
@@ -44,7 +51,8 @@ class BatchUpstream:
     """Sends batches and hands replies to callbacks, from its own reader threads.
 
     `unavailable` is the reason given while the other side cannot be reached; `part` is the name
-    under which readiness is published. Every id that was sent comes back exactly once: in
+    under which readiness is published. `window` is how many messages may be under way before calls
+    gather (see send). Every id that was sent comes back exactly once: in
     `on_replies`, or in `on_broken` when its stream died.
     """
 
@@ -63,7 +71,9 @@ class BatchUpstream:
         unavailable: Reason,
         max_age_seconds: float = 600.0,
         shared_field: str = "",
+        window: int = 8,
     ) -> None:
+        self._window = window
         self._channels = channels
         self._method = method
         self._request_type = request_type
@@ -93,25 +103,66 @@ class BatchUpstream:
         self._changed.set()
         with self._lock:
             stream, self._stream = self._stream, None
+            while stream is not None and stream.waiting:
+                self._flush(stream)
         if stream is not None:
             stream.out.put(None)
 
     def send(self, calls: Sequence[OutCall]) -> None:
-        """See seam.Upstream."""
-        message = self._request_type(
-            calls=[
-                CallMessage(id=c.id, method=c.method, body=c.body, timeout_ms=c.timeout_ms)
-                for c in calls
-            ]
-        ).SerializeToString()
+        """See seam.Upstream.
+
+        While `window` messages are under way, calls gather; the next reply takes them all along.
+        So under load messages grow instead of multiplying, and a call alone never waits.
+        """
         with self._lock:
             stream = self._stream
             if stream is None or stream.broken:
                 raise SealwardError(
                     self._unavailable, f"{self._part} cannot be reached", retry_after=1.0
                 )
-            stream.owed.update(call.id for call in calls)
-            stream.out.put(message)
+            stream.owed.update((call.id, _NOT_SENT) for call in calls)
+            stream.waiting.extend(calls)
+            if stream.messages < self._window:
+                self._flush(stream)
+
+    def _flush(self, stream: _Stream) -> None:
+        calls = self._cut(stream)
+        if calls:
+            stream.messages += 1
+            left = [len(calls)]
+            stream.owed.update((call.id, left) for call in calls)
+            stream.out.put(
+                self._request_type(
+                    calls=[
+                        CallMessage(id=c.id, method=c.method, body=c.body, timeout_ms=c.timeout_ms)
+                        for c in calls
+                    ]
+                ).SerializeToString()
+            )
+
+    @staticmethod
+    def _cut(stream: _Stream) -> list[OutCall]:
+        """Take what fits into one message; the rest goes with the next."""
+        size, waiting = 0, stream.waiting
+        for number, call in enumerate(waiting):
+            size += len(call.body)
+            if number and size > _MESSAGE_BYTES:
+                stream.waiting = waiting[number:]
+                return waiting[:number]
+        stream.waiting = []
+        return waiting
+
+    def _settle(self, stream: _Stream, replies: Sequence[Reply]) -> None:
+        """Take replies off what is owed; they may be grouped otherwise than the calls were."""
+        owed = stream.owed
+        for reply in replies:
+            left = owed.pop(reply.id, None)
+            if left is not None:
+                left[0] -= 1
+                if not left[0]:
+                    stream.messages -= 1
+        if stream.messages < self._window:
+            self._flush(stream)
 
     def _keep(self) -> None:
         attempt = 0
@@ -145,6 +196,8 @@ class BatchUpstream:
             return False
         with self._lock:
             old, self._stream = self._stream, stream
+            while old is not None and old.waiting:
+                self._flush(old)
         if old is not None:
             old.out.put(None)
         self._health.set(self._part, ready=True)
@@ -161,7 +214,7 @@ class BatchUpstream:
             for raw in call:
                 message = self._response_type.FromString(raw)
                 with self._lock:
-                    stream.owed.difference_update(reply.id for reply in message.replies)
+                    self._settle(stream, message.replies)
                 shared = getattr(message, self._shared_field) if self._shared_field else b""
                 self._on_replies(message.replies, shared)
         except (grpc.RpcError, ValueError) as error:

@@ -6,6 +6,7 @@ Whatever is missing or broken stops the start with one line on standard error an
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -105,6 +106,7 @@ def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, renew: bool
         metrics.start()
         if renew:
             threading.Thread(target=_renew, args=(ctx,), name="renew", daemon=True).start()
+        _settle_collector()
         ctx.health.set("process", ready=True)
         ctx.log.info("started", address=app.address, metrics=metrics.address, transport="grpcio")
         ctx.stop.wait()
@@ -116,6 +118,17 @@ def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, renew: bool
         return _refuse(ctx.log, ctx.failure)
     ctx.log.info("stopped")
     return 0
+
+
+def _settle_collector() -> None:
+    """Take what was made at start out of the garbage collector's rounds, and make these rarer.
+
+    A call leaves no cycles behind; walking the modules and tables again and again for the few that
+    control paths leave costs calls their time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _renew(ctx: ServiceContext[Any]) -> None:

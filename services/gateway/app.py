@@ -74,12 +74,13 @@ class Gateway:
             audit_channels, _APPEND, AppendRequest, AppendResponse,
             self._audit.on_replies, self._audit.on_broken,
             log=log, health=health, part="audit", unavailable=Reason.AUDIT_UNAVAILABLE,
-            shared_field="checkpoint",
+            shared_field="checkpoint", window=settings.audit_window,
         )  # fmt: skip
         self._to_inference = BatchUpstream(
             inference_channels, _INFER, InferRequest, InferResponse,
             self._inference.on_replies, self._inference.on_broken,
             log=log, health=health, part="inference", unavailable=Reason.INFERENCE_UNAVAILABLE,
+            window=settings.inference_window,
         )  # fmt: skip
         self._audit.bind(self._to_audit)
         self._inference.bind(self._to_inference)

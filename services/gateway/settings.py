@@ -38,6 +38,10 @@ class GatewaySettings(ServiceSettings):
     """Largest response message."""
     max_flights: int = Field(default=1024, ge=1, le=65536)
     """Predictions on their way at most; more are refused at once."""
+    audit_window: int = Field(default=1, ge=1, le=64)
+    """Messages under way to audit before records gather for the next one."""
+    inference_window: int = Field(default=1, ge=1, le=64)
+    """Messages under way to inference before calls gather for the next one."""
     login_queue: int = Field(default=16, ge=0, le=1024)
     """Logins that may wait for the password check; more are refused at once."""
 

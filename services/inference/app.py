@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -102,9 +101,6 @@ class InferenceApp:
                 ) from None
             raise StartupError(f"{error.reason.name}: {error.message}") from None
         self._ctx.health.set("models", ready=self._registry.ready)
-        # What is here now stays: the collector need not walk it again during calls.
-        gc.collect()
-        gc.freeze()
         self._worker.start()
         self._server.start()
 

@@ -358,6 +358,45 @@ def test_batch_streams_survive_renewal_and_loss(rig: Rig, authority: Any) -> Non
     upstream.stop()
 
 
+def test_calls_gather_while_messages_are_under_way(rig: Rig, authority: Any) -> None:
+    batches: list[int] = []
+    serving = threading.Event()
+
+    def serve() -> None:
+        while calls := rig.batches.recv():
+            batches.append(len(calls))
+            serving.wait(20)
+            rig.batches.reply([Answer(c.id, b"") for c in calls])
+
+    threading.Thread(target=serve, daemon=True).start()
+    credentials = Credentials(authority.issue(f"spiffe://{TD}/service/gateway"))
+    seen, health = Collector(), Health()
+    upstream = BatchUpstream(
+        Channels(credentials, rig.server.address, f"keys.{TD}"),
+        APPEND, AppendRequest, AppendResponse, seen.on_replies, seen.on_broken,
+        log=get_logger("test"), health=health, part="audit",
+        unavailable=Reason.AUDIT_UNAVAILABLE, window=1,
+    )  # fmt: skip
+    upstream.start()
+    deadline = time.monotonic() + 20
+    while not health.ready and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    for n in range(50):
+        upstream.send([OutCall(n, "m", b"x")])
+    serving.set()
+    seen.wait(lambda: len(seen.replies) == 50)
+    # One message under way, all others in the next.
+    assert batches == [1, 49]
+    serving.clear()
+    upstream.send([OutCall(100, "m", b"x")])
+    upstream.send([OutCall(101, "m", b"x")])  # gathered, not sent yet
+    rig.server.drain(0.1)
+    seen.wait(lambda: len(seen.broken) == 2)
+    assert sorted(seen.broken) == [100, 101]
+    serving.set()
+    upstream.stop()
+
+
 def test_settings_refuse_what_they_do_not_know(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
