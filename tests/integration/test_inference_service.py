@@ -130,7 +130,8 @@ def test_manifests_are_listed(pair: Pair) -> None:
 
 def test_nobody_but_the_gateway_is_served(pair: Pair) -> None:
     # The administrator may look at the list of models, and at nothing else.
-    assert InferenceServiceStub(pair.channel("admin")).ListModels(ListModelsRequest(), timeout=20)
+    listed = InferenceServiceStub(pair.channel("admin")).ListModels(ListModelsRequest(), timeout=20)
+    assert listed.models
     with pytest.raises(grpc.RpcError) as refused:
         InferenceServiceStub(pair.channel("audit")).ListModels(ListModelsRequest(), timeout=20)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
