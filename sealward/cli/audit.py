@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealward.cli.errors import CliError, usage
+from sealward.cli.errors import CliError, unreadable, usage
 from sealward.cli.options import DEFAULT, Dir, Json
-from sealward.cli.output import emit, line, table
+from sealward.cli.output import check_writable, emit, line, table
 from sealward.cli.suite import Suite
 from sealward.cli.times import parse_time, show_nanos
 
@@ -148,6 +148,8 @@ def prove(
     from sealward.tlog.receipt import format_receipt, open_receipt
 
     suite = Suite.at(directory)
+    if output is not None:
+        check_writable(output)
     with calling("proving the event"), Admin(suite).channel("audit") as channel:
         answer = AuditServiceStub(channel).GetReceipt(
             audit_pb2.GetReceiptRequest(event_id=event_id(event)), timeout=CALL_SECONDS
@@ -293,7 +295,7 @@ def _vkeys(path: Path) -> Any:
 
     try:
         return parse_vkeys(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        raise usage(f"{path} cannot be read", "--vkey FILE") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error, "--vkey FILE") from None
     except TlogError:
         raise usage(f"{path} is not a list of verifier keys", "--vkey FILE") from None

@@ -25,6 +25,8 @@ app = typer.Typer(help="Certificates.", no_args_is_help=True)
 def show(directory: Dir = DEFAULT, as_json: Json = False) -> None:
     """Show the certificates of the services, the administrator and the users."""
     suite = Suite.at(directory)
+    # Raises where there is no suite.
+    suite.endpoints()
     rows = collect(suite)
     if as_json:
         emit({"certificates": rows}, as_json=True)

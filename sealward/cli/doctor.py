@@ -142,7 +142,7 @@ def _running(suite: Suite) -> Iterator[Finding]:
                 host, _, port = places[kind].rpartition(":")
                 if not port_is_free(int(port), host.strip("[]")):
                     yield Finding(
-                        f"port of {name}", "failed", f"{places[kind]} is taken",
+                        f"port of {name}, {kind}", "failed", f"{places[kind]} is taken",
                         "stop the process that listens there",
                     )  # fmt: skip
         return
@@ -160,7 +160,7 @@ def _running(suite: Suite) -> Iterator[Finding]:
                 f"see {suite.logs}/supervisor.log",
             )  # fmt: skip
     if found["keys"].get("single_host"):
-        yield Finding("keys", "warning", "keys and data live on one machine (single-host)")
+        yield Finding("single host", "warning", "keys and data live on one machine (single-host)")
 
 
 def _certificates(suite: Suite) -> Iterator[Finding]:

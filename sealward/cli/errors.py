@@ -6,6 +6,7 @@ Imports the standard library only: the supervisor uses it too.
 from __future__ import annotations
 
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 
@@ -46,6 +47,12 @@ class CliError(Exception):
 def usage(message: str, advice: str = "") -> CliError:
     """Return the error of a command that was called wrongly."""
     return CliError(message, advice=advice, code=Exit.USAGE)
+
+
+def unreadable(path: Path, error: OSError | UnicodeDecodeError, advice: str = "") -> CliError:
+    """Return the error of a file that was named on the command line and cannot be read."""
+    why = (error.strerror or "") if isinstance(error, OSError) else "it is not text"
+    return usage(f"{path} cannot be read: {why[:1].lower()}{why[1:]}", advice)
 
 
 def unavailable(message: str, advice: str = "", **details: Any) -> CliError:

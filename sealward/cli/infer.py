@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from sealward.cli.errors import CliError, Exit, usage
+from sealward.cli.errors import CliError, Exit, unreadable, usage
 from sealward.cli.options import DEFAULT, Dir, Json, User
-from sealward.cli.output import emit
+from sealward.cli.output import check_writable, emit
 from sealward.cli.suite import Suite
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def infer(
         str, typer.Option("--patient", help="Patient reference; stored sealed.")
     ] = "",
     timeout: Annotated[
-        float, typer.Option("--timeout", help="Seconds; 0 is the model's own.")
+        float, typer.Option("--timeout", min=0, help="Seconds; 0 is the model's own.")
     ] = 0.0,
     receipt_file: Annotated[
         Path | None, typer.Option("--receipt", metavar="FILE", help="Write the receipt here.")
@@ -47,6 +47,9 @@ def infer(
 ) -> None:
     """Ask a model as a logged-in user; print the answer, its event and its receipt."""
     suite = Suite.at(directory)
+    if receipt_file is not None:
+        # Before the call: its receipt cannot be had a second time.
+        check_writable(receipt_file)
     result = predict(
         suite,
         user,
@@ -177,9 +180,15 @@ def client_error(error: ClientError, user: str) -> CliError:
 
     match error:
         case CallError():
+            message, advice = error.message, ADVICE.get(error.reason, "")
+            if not error.reason and isinstance(error, UnavailableError):
+                # The text is the transport's own: it names addresses.
+                late = error.code.name == "DEADLINE_EXCEEDED"
+                message = "no answer came in time" if late else "the gateway does not answer"
+                advice = "sealward status"
             return CliError(
-                error.message,
-                advice=ADVICE.get(error.reason, ""),
+                message,
+                advice=advice,
                 code=Exit.UNAVAILABLE if isinstance(error, UnavailableError) else Exit.FAILED,
                 status=error.code.name,
                 reason=error.reason,
@@ -211,8 +220,8 @@ def _read(path: Path) -> str:
         if path.stat().st_size > _LARGEST_INPUT:
             raise usage(f"{path} is too large")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise usage(f"{path} cannot be read as text") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from None
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from sealward.cli import (
 from sealward.cli.errors import CliError, Exit
 from sealward.cli.output import fail, line
 
+_OS_ADVICE = "sealward doctor, by the account that owns the folder"
 _HELP = "Runs safeguarded inference and proves every call."
 
 
@@ -86,6 +87,10 @@ def main() -> None:
         # Whoever read our output has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.OK)
+    except OSError as error:
+        # A full disk, a folder of another account: the system's own words, not a trace.
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        sys.exit(fail(CliError(what, advice=_OS_ADVICE), as_json="--json" in sys.argv[1:]))
 
 
 if __name__ == "__main__":

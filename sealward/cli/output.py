@@ -6,11 +6,13 @@ Colour and box characters only on a terminal. `rich` is imported when a table is
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sealward.cli.errors import CliError
+from sealward.cli.errors import CliError, usage
 
 
 def emit(value: Any, *, as_json: bool, text: str = "") -> None:
@@ -28,15 +30,36 @@ def line(text: str = "", *, err: bool = False) -> None:
     stream.flush()
 
 
+def check_writable(file: Path) -> None:
+    """Raise CliError for a file to write that is a folder, or whose folder cannot be written to."""
+    if file.is_dir():
+        raise usage(f"{file} is a folder", "name a file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise usage(f"{file} cannot be written")
+
+
 def fail(error: CliError, *, as_json: bool) -> int:
     """Print an error with its advice; return the exit code."""
     if as_json:
         line(json.dumps(error.as_json(), indent=2, ensure_ascii=False))
     else:
         line(f"error: {error.message}", err=True)
+        for text in _particulars(error.details):
+            line(f"  {text}", err=True)
         if error.advice:
             line(f"  try: {error.advice}", err=True)
     return int(error.code)
+
+
+def _particulars(details: Mapping[str, Any]) -> Iterator[str]:
+    """What a refusal says beside its message: the field, the reason, where it is recorded."""
+    for name in ("field", "reason", "incident"):
+        if details.get(name):
+            yield f"{name}: {details[name]}"
+    if details.get("event_id"):
+        entry = details.get("log_index")
+        place = "" if entry is None else f", entry {entry} of the log"
+        yield f"event: {details['event_id']}{place}"
 
 
 def table(

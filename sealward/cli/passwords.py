@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sealward.cli.errors import usage
+from sealward.cli.errors import unreadable, usage
+from sealward.cli.output import line
 
 _LONGEST = 1024
 
@@ -27,8 +28,11 @@ def read_password(file: Path | None, prompt: str, *, twice: bool = False) -> str
 def _from_file(file: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise usage(f"{file} cannot be read as text") from None
+        # Said, not refused: orchestrators mount secrets that are open within their container.
+        if file.stat().st_mode & 0o077:
+            line(f"warning: {file} is open to other accounts: chmod 600 {file}", err=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(file, error) from None
     password = text.removesuffix("\n").removesuffix("\r")
     if not password or "\n" in password or len(password) > _LONGEST:
         raise usage(f"{file} must hold the password on one line")

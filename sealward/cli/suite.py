@@ -46,7 +46,10 @@ def write_private(path: Path, data: bytes) -> None:
 
 def private_folder(path: Path) -> Path:
     """Make a folder with mode 0700, or check that an existing one is ours and closed to others."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise usage(f"{path} cannot be made: {error.strerror}", "choose another --dir") from None
     found = path.stat()
     if found.st_uid != os.geteuid():
         raise usage(f"{path} belongs to another account", "run as the account that owns it")
@@ -191,7 +194,7 @@ class Suite:
                 kind, *_, pid = struct.unpack(
                     _FLOCK, fcntl.fcntl(file.fileno(), fcntl.F_GETLK, asked)
                 )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return None if kind == fcntl.F_UNLCK else int(pid)
 
@@ -214,7 +217,7 @@ class Suite:
     def _endpoints(self) -> dict[str, dict[str, str]] | None:
         try:
             found: dict[str, dict[str, str]] = json.loads(self.endpoints_file.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, OSError):
             raise CliError(

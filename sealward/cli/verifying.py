@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sealward.cli.errors import CliError, usage
+from sealward.cli.errors import CliError, unreadable, usage
 from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
 from sealward.tlog.errors import TlogError
 from sealward.tlog.logdir import LogVerificationError, verify_directory
@@ -103,8 +103,8 @@ def _read(path: Path, largest: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(largest + 1)
-    except OSError:
-        raise usage(f"{path} cannot be read") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sealward.cli.errors import CliError
+from sealward.cli.output import check_writable, fail
 from sealward.cli.passwords import read_password
 from sealward.cli.times import parse_time, show_nanos
 
@@ -48,6 +49,7 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     [
         ["status"], ["user", "list"], ["session", "list"], ["audit", "query"], ["keys", "status"],
         ["healthcheck", "gateway"], ["model", "list"], ["certs", "rotate"],
+        ["certs", "show"],
     ],
 )  # fmt: skip
 def test_without_a_suite_it_is_3_with_advice(arguments: list[str], tmp_path: Path) -> None:
@@ -100,3 +102,85 @@ def test_a_password_is_not_asked_without_a_terminal() -> None:
     done = sealward("login", "--user", "ada")
     assert done.returncode == 2
     assert "--password-file" in done.stderr
+
+
+def test_a_time_outside_what_a_record_can_have_is_the_nearest() -> None:
+    assert parse_time("1960-01-01T00:00:00Z", NOW) == 1
+    assert parse_time("1970-01-01T00:00:00Z", NOW) == 1
+    assert parse_time("9999-12-30T00:00:00Z", NOW) == (1 << 63) - 1
+    with pytest.raises(CliError, match="not a time"):
+        parse_time("999999w", NOW)
+
+
+def test_an_open_password_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p"
+    file.write_text("a password of words\n")
+    file.chmod(0o600)
+    assert read_password(file, "") == "a password of words"
+    assert not capsys.readouterr().err
+    file.chmod(0o644)
+    assert read_password(file, "") == "a password of words"
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert f"{file} is open to other accounts" in captured.err
+
+
+def test_a_missing_password_file_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(CliError, match="cannot be read: no such file") as caught:
+        read_password(tmp_path / "none", "")
+    assert caught.value.code == 2
+
+
+def test_a_refusal_says_its_field_reason_and_record(capsys: pytest.CaptureFixture[str]) -> None:
+    error = CliError(
+        "the shape is wrong", field="measurements", reason="INPUT_SHAPE", event_id="e", log_index=0
+    )
+    assert fail(error, as_json=False) == 1
+    assert capsys.readouterr().err == (
+        "error: the shape is wrong\n  field: measurements\n  reason: INPUT_SHAPE\n"
+        "  event: e, entry 0 of the log\n"
+    )
+
+
+def test_a_file_to_write_is_looked_at_first(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new")
+    for wrong in (tmp_path, tmp_path / "no" / "new"):
+        with pytest.raises(CliError) as caught:
+            check_writable(wrong)
+        assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["up", "--detach"], 2), (["status"], 3), (["down"], 0), (["certs", "show"], 3),
+        (["audit", "query"], 3),
+    ],
+)  # fmt: skip
+def test_a_file_in_place_of_the_folder(arguments: list[str], code: int, tmp_path: Path) -> None:
+    file = tmp_path / "suite"
+    file.write_bytes(b"")
+    done = sealward(*arguments, "--dir", str(file))
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    done = sealward("up", "--detach", "--dir", str(tmp_path / "file" / "suite"))
+    assert done.returncode == 2
+    assert "cannot be made" in done.stderr
+
+
+def test_the_system_s_own_error_is_a_line(tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    (folder / "run" / "supervisor.lock").mkdir(parents=True)
+    done = sealward("down", "--dir", str(folder), "--json")
+    assert done.returncode == 1
+    assert "Is a directory" in json.loads(done.stdout)["error"]["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_negative_timeout_is_wrong_usage(tmp_path: Path) -> None:
+    done = sealward("infer", "m", "--user", "u", "--input", "-", "--timeout", "-1")
+    assert done.returncode == 2
