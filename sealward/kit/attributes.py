@@ -42,6 +42,11 @@ TARGET = "sealward.target"
 """What a control call acted on: a user name, a session id, a key's purpose. Never a patient."""
 COUNT = "sealward.count"
 """How many things a control call acted on, or how many events a summary stands for."""
+VERDICT = "sealward.review.verdict"
+"""What a reviewer decided of an event: `justified`, `not-justified` or `escalated`."""
+CLOCK_SOURCE = "sealward.clock.source"
+CLOCK_OFFSET = "sealward.clock.offset_us"
+CLOCK_ERROR = "sealward.clock.error_us"
 METHOD = "rpc.method"
 SERVICE_NAME = "service.name"
 
@@ -55,7 +60,8 @@ ALLOWED = frozenset(
         SESSION_ID, PURPOSE, BREAK_GLASS, BREAK_GLASS_REASON, MODEL_NAME, MODEL_VERSION,
         MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
         POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
-        PRODUCER_SEQ, TARGET, COUNT, METHOD, SERVICE_NAME,
+        PRODUCER_SEQ, TARGET, COUNT, VERDICT, CLOCK_SOURCE, CLOCK_OFFSET, CLOCK_ERROR, METHOD,
+        SERVICE_NAME,
     }
 )  # fmt: skip
 """What a producer may send."""
@@ -68,7 +74,9 @@ EVENT_TYPES = frozenset(
         "session.login", "session.logout", "session.list", "session.revoke",
         "session.denied-summary", "user.create", "user.disable", "user.list", "user.certificate",
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
-        "audit.conflict", "audit.start", "keys.keystore-create", "keys.branch-create",
+        "audit.conflict", "audit.start", "audit.gap", "audit.clock", "audit.report", "audit.export",
+        "audit.reconcile", "audit.reindex", "audit.review", "audit.hold", "audit.release",
+        "audit.freeze", "audit.purge", "audit.logs", "log.key", "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
         "keys.branch-open", "keys.certificate", "otel.span", "service.start", "service.stop",
     }
 )  # fmt: skip

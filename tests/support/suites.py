@@ -19,7 +19,7 @@ from typing import Any
 
 import services
 from sealward.api.oip.v2.open_inference_pb2 import ModelInferRequest
-from sealward.cli.audit import _query
+from sealward.cli.audit.events import _query
 from sealward.cli.connect import user_channel
 from sealward.cli.errors import CliError
 from sealward.cli.infer import Answer, Caller

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sealward.api.common.v1 import batch_pb2 as sealward_dot_api_dot_common_dot_v1_dot_batch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealward/api/audit/v1/audit.proto\x12\x15sealward.api.audit.v1\x1a\"sealward/api/common/v1/batch.proto\"<\n\rAppendRequest\x12+\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1c.sealward.api.common.v1.Call\"T\n\x0e\x41ppendResponse\x12.\n\x07replies\x18\x01 \x03(\x0b\x32\x1d.sealward.api.common.v1.Reply\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\"v\n\x05\x45ntry\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x62inding\x18\x02 \x01(\x0c\x12\x0c\n\x04span\x18\x03 \x01(\x0c\x12\x0f\n\x07patient\x18\x04 \x01(\t\x12\x14\n\x0cinput_digest\x18\x05 \x01(\x0c\x12\x15\n\routput_digest\x18\x06 \x01(\x0c\"8\n\x07Receipt\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\"%\n\x11GetReceiptRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\"Y\n\x12GetReceiptResponse\x12/\n\x07receipt\x18\x01 \x01(\x0b\x32\x1e.sealward.api.audit.v1.Receipt\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\"&\n\x15GetConsistencyRequest\x12\r\n\x05sizes\x18\x01 \x03(\x04\"(\n\x16GetConsistencyResponse\x12\x0e\n\x06proofs\x18\x01 \x03(\x0c\"\xb8\x01\n\x12QueryEventsRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0f\n\x07patient\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x17\n\x0fsince_unix_nano\x18\x05 \x01(\x04\x12\x17\n\x0funtil_unix_nano\x18\x06 \x01(\x04\x12\x0c\n\x04type\x18\x07 \x01(\t\x12\r\n\x05limit\x18\x08 \x01(\r\x12\x14\n\x0c\x62\x65\x66ore_index\x18\t \x01(\x04\"J\n\x13QueryEventsResponse\x12\x33\n\x06\x65vents\x18\x01 \x03(\x0b\x32#.sealward.api.audit.v1.EventSummary\"\xc8\x01\n\x0c\x45ventSummary\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x11\n\tlog_index\x18\x02 \x01(\x04\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x04\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x08 \x01(\t\x12\r\n\x05model\x18\t \x01(\t\x12\x0f\n\x07purpose\x18\n \x01(\t\x12\x0f\n\x07patient\x18\x0b \x01(\t\"#\n\x0fGetEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\"\x9b\x01\n\x10GetEventResponse\x12\x34\n\x07summary\x18\x01 \x01(\x0b\x32#.sealward.api.audit.v1.EventSummary\x12\x0c\n\x04span\x18\x02 \x01(\x0c\x12/\n\x07receipt\x18\x03 \x01(\x0b\x32\x1e.sealward.api.audit.v1.Receipt\x12\x12\n\ncheckpoint\x18\x04 \x01(\x0c\x32\xfe\x03\n\x0c\x41uditService\x12Y\n\x06\x41ppend\x12$.sealward.api.audit.v1.AppendRequest\x1a%.sealward.api.audit.v1.AppendResponse(\x01\x30\x01\x12\x61\n\nGetReceipt\x12(.sealward.api.audit.v1.GetReceiptRequest\x1a).sealward.api.audit.v1.GetReceiptResponse\x12m\n\x0eGetConsistency\x12,.sealward.api.audit.v1.GetConsistencyRequest\x1a-.sealward.api.audit.v1.GetConsistencyResponse\x12\x64\n\x0bQueryEvents\x12).sealward.api.audit.v1.QueryEventsRequest\x1a*.sealward.api.audit.v1.QueryEventsResponse\x12[\n\x08GetEvent\x12&.sealward.api.audit.v1.GetEventRequest\x1a\'.sealward.api.audit.v1.GetEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealward/api/audit/v1/audit.proto\x12\x15sealward.api.audit.v1\x1a\"sealward/api/common/v1/batch.proto\"<\n\rAppendRequest\x12+\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1c.sealward.api.common.v1.Call\"T\n\x0e\x41ppendResponse\x12.\n\x07replies\x18\x01 \x03(\x0b\x32\x1d.sealward.api.common.v1.Reply\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\"\x86\x01\n\x05\x45ntry\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x62inding\x18\x02 \x01(\x0c\x12\x0c\n\x04span\x18\x03 \x01(\x0c\x12\x0f\n\x07patient\x18\x04 \x01(\t\x12\x14\n\x0cinput_digest\x18\x05 \x01(\x0c\x12\x15\n\routput_digest\x18\x06 \x01(\x0c\x12\x0e\n\x06tenant\x18\x07 \x01(\t\"8\n\x07Receipt\x12\x11\n\tlog_index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\x0c\"E\n\x11GetReceiptRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x10\n\x08\x63osigned\x18\x02 \x01(\x08\x12\x0c\n\x04\x63ose\x18\x03 \x01(\x08\"g\n\x12GetReceiptResponse\x12/\n\x07receipt\x18\x01 \x01(\x0b\x32\x1e.sealward.api.audit.v1.Receipt\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x12\x0c\n\x04\x63ose\x18\x03 \x01(\x0c\"6\n\x15GetConsistencyRequest\x12\r\n\x05sizes\x18\x01 \x03(\x04\x12\x0e\n\x06origin\x18\x02 \x01(\t\"(\n\x16GetConsistencyResponse\x12\x0e\n\x06proofs\x18\x01 \x03(\x0c\"\xc3\x02\n\x12QueryEventsRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0f\n\x07patient\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x17\n\x0fsince_unix_nano\x18\x05 \x01(\x04\x12\x17\n\x0funtil_unix_nano\x18\x06 \x01(\x04\x12\x0c\n\x04type\x18\x07 \x01(\t\x12\r\n\x05limit\x18\x08 \x01(\r\x12\x14\n\x0c\x62\x65\x66ore_index\x18\t \x01(\x04\x12\x0f\n\x07purpose\x18\n \x01(\t\x12\x13\n\x0b\x62reak_glass\x18\x0b \x01(\x08\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x0f\n\x07session\x18\r \x01(\t\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x0e\n\x06origin\x18\x0f \x01(\t\x12\x10\n\x08receipts\x18\x10 \x01(\x08\x12\x10\n\x08\x63omplete\x18\x11 \x01(\x08\"\xbd\x01\n\x13QueryEventsResponse\x12\x33\n\x06\x65vents\x18\x01 \x03(\x0b\x32#.sealward.api.audit.v1.EventSummary\x12\x30\n\x08receipts\x18\x02 \x03(\x0b\x32\x1e.sealward.api.audit.v1.Receipt\x12\x13\n\x0b\x63heckpoints\x18\x03 \x03(\x0c\x12*\n\x05scans\x18\x04 \x03(\x0b\x32\x1b.sealward.api.audit.v1.Scan\"J\n\x04Scan\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x13\n\x0b\x64ifferences\x18\x04 \x01(\x04\"\x8b\x03\n\x0c\x45ventSummary\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\x12\x11\n\tlog_index\x18\x02 \x01(\x04\x12\x16\n\x0etime_unix_nano\x18\x03 \x01(\x04\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x08 \x01(\t\x12\r\n\x05model\x18\t \x01(\t\x12\x0f\n\x07purpose\x18\n \x01(\t\x12\x0f\n\x07patient\x18\x0b \x01(\t\x12\x0e\n\x06origin\x18\x0c \x01(\t\x12\x13\n\x0b\x62reak_glass\x18\r \x01(\x08\x12\x0f\n\x07session\x18\x0e \x01(\t\x12\x12\n\ncaller_seq\x18\x0f \x01(\x04\x12\x10\n\x08producer\x18\x10 \x01(\t\x12\x14\n\x0cproducer_seq\x18\x11 \x01(\x04\x12\x12\n\nactor_kind\x18\x12 \x01(\t\x12\x15\n\rmodel_version\x18\x13 \x01(\t\x12\x14\n\x0corganization\x18\x14 \x01(\t\x12\x0e\n\x06target\x18\x15 \x01(\t\"#\n\x0fGetEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x0c\"\x9b\x01\n\x10GetEventResponse\x12\x34\n\x07summary\x18\x01 \x01(\x0b\x32#.sealward.api.audit.v1.EventSummary\x12\x0c\n\x04span\x18\x02 \x01(\x0c\x12/\n\x07receipt\x18\x03 \x01(\x0b\x32\x1e.sealward.api.audit.v1.Receipt\x12\x12\n\ncheckpoint\x18\x04 \x01(\x0c\x32\xfe\x03\n\x0c\x41uditService\x12Y\n\x06\x41ppend\x12$.sealward.api.audit.v1.AppendRequest\x1a%.sealward.api.audit.v1.AppendResponse(\x01\x30\x01\x12\x61\n\nGetReceipt\x12(.sealward.api.audit.v1.GetReceiptRequest\x1a).sealward.api.audit.v1.GetReceiptResponse\x12m\n\x0eGetConsistency\x12,.sealward.api.audit.v1.GetConsistencyRequest\x1a-.sealward.api.audit.v1.GetConsistencyResponse\x12\x64\n\x0bQueryEvents\x12).sealward.api.audit.v1.QueryEventsRequest\x1a*.sealward.api.audit.v1.QueryEventsResponse\x12[\n\x08GetEvent\x12&.sealward.api.audit.v1.GetEventRequest\x1a\'.sealward.api.audit.v1.GetEventResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,28 +36,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDREQUEST']._serialized_end=156
   _globals['_APPENDRESPONSE']._serialized_start=158
   _globals['_APPENDRESPONSE']._serialized_end=242
-  _globals['_ENTRY']._serialized_start=244
-  _globals['_ENTRY']._serialized_end=362
-  _globals['_RECEIPT']._serialized_start=364
-  _globals['_RECEIPT']._serialized_end=420
-  _globals['_GETRECEIPTREQUEST']._serialized_start=422
-  _globals['_GETRECEIPTREQUEST']._serialized_end=459
-  _globals['_GETRECEIPTRESPONSE']._serialized_start=461
-  _globals['_GETRECEIPTRESPONSE']._serialized_end=550
-  _globals['_GETCONSISTENCYREQUEST']._serialized_start=552
-  _globals['_GETCONSISTENCYREQUEST']._serialized_end=590
-  _globals['_GETCONSISTENCYRESPONSE']._serialized_start=592
-  _globals['_GETCONSISTENCYRESPONSE']._serialized_end=632
-  _globals['_QUERYEVENTSREQUEST']._serialized_start=635
-  _globals['_QUERYEVENTSREQUEST']._serialized_end=819
-  _globals['_QUERYEVENTSRESPONSE']._serialized_start=821
-  _globals['_QUERYEVENTSRESPONSE']._serialized_end=895
-  _globals['_EVENTSUMMARY']._serialized_start=898
-  _globals['_EVENTSUMMARY']._serialized_end=1098
-  _globals['_GETEVENTREQUEST']._serialized_start=1100
-  _globals['_GETEVENTREQUEST']._serialized_end=1135
-  _globals['_GETEVENTRESPONSE']._serialized_start=1138
-  _globals['_GETEVENTRESPONSE']._serialized_end=1293
-  _globals['_AUDITSERVICE']._serialized_start=1296
-  _globals['_AUDITSERVICE']._serialized_end=1806
+  _globals['_ENTRY']._serialized_start=245
+  _globals['_ENTRY']._serialized_end=379
+  _globals['_RECEIPT']._serialized_start=381
+  _globals['_RECEIPT']._serialized_end=437
+  _globals['_GETRECEIPTREQUEST']._serialized_start=439
+  _globals['_GETRECEIPTREQUEST']._serialized_end=508
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=510
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=613
+  _globals['_GETCONSISTENCYREQUEST']._serialized_start=615
+  _globals['_GETCONSISTENCYREQUEST']._serialized_end=669
+  _globals['_GETCONSISTENCYRESPONSE']._serialized_start=671
+  _globals['_GETCONSISTENCYRESPONSE']._serialized_end=711
+  _globals['_QUERYEVENTSREQUEST']._serialized_start=714
+  _globals['_QUERYEVENTSREQUEST']._serialized_end=1037
+  _globals['_QUERYEVENTSRESPONSE']._serialized_start=1040
+  _globals['_QUERYEVENTSRESPONSE']._serialized_end=1229
+  _globals['_SCAN']._serialized_start=1231
+  _globals['_SCAN']._serialized_end=1305
+  _globals['_EVENTSUMMARY']._serialized_start=1308
+  _globals['_EVENTSUMMARY']._serialized_end=1703
+  _globals['_GETEVENTREQUEST']._serialized_start=1705
+  _globals['_GETEVENTREQUEST']._serialized_end=1740
+  _globals['_GETEVENTRESPONSE']._serialized_start=1743
+  _globals['_GETEVENTRESPONSE']._serialized_end=1898
+  _globals['_AUDITSERVICE']._serialized_start=1901
+  _globals['_AUDITSERVICE']._serialized_end=2411
 # @@protoc_insertion_point(module_scope)

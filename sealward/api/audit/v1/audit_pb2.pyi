@@ -83,6 +83,7 @@ class Entry(_message.Message):
     PATIENT_FIELD_NUMBER: _builtins.int
     INPUT_DIGEST_FIELD_NUMBER: _builtins.int
     OUTPUT_DIGEST_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.bytes
     """UUIDv7, 16 bytes: identifies the event and makes appending idempotent."""
     binding: _builtins.bytes
@@ -99,6 +100,8 @@ class Entry(_message.Message):
     """SHA-256 of the request message, 32 bytes or empty. Audit keys it before it is stored."""
     output_digest: _builtins.bytes
     """SHA-256 of the response message, 32 bytes or empty. Audit keys it before it is stored."""
+    tenant: _builtins.str
+    """Whose log: a configured tenant (`[a-z0-9-]{1,32}`); empty = `default`."""
     def __init__(
         self,
         *,
@@ -108,10 +111,11 @@ class Entry(_message.Message):
         patient: _builtins.str = ...,
         input_digest: _builtins.bytes = ...,
         output_digest: _builtins.bytes = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "event_id", b"event_id", "input_digest", b"input_digest", "output_digest", b"output_digest", "patient", b"patient", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "event_id", b"event_id", "input_digest", b"input_digest", "output_digest", b"output_digest", "patient", b"patient", "span", b"span", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,16 +158,26 @@ class GetReceiptRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENT_ID_FIELD_NUMBER: _builtins.int
+    COSIGNED_FIELD_NUMBER: _builtins.int
+    COSE_FIELD_NUMBER: _builtins.int
     event_id: _builtins.bytes
     """16 bytes."""
+    cosigned: _builtins.bool
+    """True = against the newest checkpoint that carries the cosignatures the log's witness policy asks
+    for, so that the proof stands without trust in the log alone.
+    """
+    cose: _builtins.bool
+    """True = also as a COSE Receipt (RFC 9942), signed by the log's key over the same root."""
     def __init__(
         self,
         *,
         event_id: _builtins.bytes = ...,
+        cosigned: _builtins.bool = ...,
+        cose: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cose", b"cose", "cosigned", b"cosigned", "event_id", b"event_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,8 +191,11 @@ class GetReceiptResponse(_message.Message):
 
     RECEIPT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    COSE_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.bytes
     """The signed checkpoint that the proof refers to."""
+    cose: _builtins.bytes
+    """The COSE Receipt, where it was asked for."""
     @_builtins.property
     def receipt(self) -> Global___Receipt:
         """Place and proof."""
@@ -188,10 +205,11 @@ class GetReceiptResponse(_message.Message):
         *,
         receipt: Global___Receipt | None = ...,
         checkpoint: _builtins.bytes = ...,
+        cose: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "cose", b"cose", "receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,6 +222,11 @@ class GetConsistencyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZES_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """Which log; empty = the current one of the default tenant. A year's log ends and another begins, so
+    a client that keeps a checkpoint names the origin that it is of.
+    """
     @_builtins.property
     def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tree sizes in rising order; a proof is given for each neighbouring pair."""
@@ -212,10 +235,11 @@ class GetConsistencyRequest(_message.Message):
         self,
         *,
         sizes: _abc.Iterable[_builtins.int] | None = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,6 +284,14 @@ class QueryEventsRequest(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     BEFORE_INDEX_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    BREAK_GLASS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """`sealward.actor.id`."""
     patient: _builtins.str
@@ -277,7 +309,25 @@ class QueryEventsRequest(_message.Message):
     limit: _builtins.int
     """At most this many, newest first; 0 = 100, at most 10,000."""
     before_index: _builtins.int
-    """Only events with a log index below this; 0 = no bound."""
+    """Only events with a log index below this; 0 = no bound. Needs `origin` when there are several logs."""
+    purpose: _builtins.str
+    """`sealward.purpose`."""
+    break_glass: _builtins.bool
+    """Only events under break-glass."""
+    reason: _builtins.str
+    """`sealward.reason`."""
+    session: _builtins.str
+    """`sealward.session.id`."""
+    tenant: _builtins.str
+    """Whose logs; empty = `default`."""
+    origin: _builtins.str
+    """Only this log; empty = all of the tenant."""
+    receipts: _builtins.bool
+    """True = with the receipt of every event."""
+    complete: _builtins.bool
+    """True = do not trust the index: open every entry of the logs and of the time asked for. The index
+    can show that an event is there, never that no other is.
+    """
     def __init__(
         self,
         *,
@@ -290,10 +340,18 @@ class QueryEventsRequest(_message.Message):
         type: _builtins.str = ...,
         limit: _builtins.int = ...,
         before_index: _builtins.int = ...,
+        purpose: _builtins.str = ...,
+        break_glass: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        session: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        receipts: _builtins.bool = ...,
+        complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_index", b"before_index", "limit", b"limit", "model", b"model", "outcome", b"outcome", "patient", b"patient", "since_unix_nano", b"since_unix_nano", "type", b"type", "until_unix_nano", b"until_unix_nano", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_index", b"before_index", "break_glass", b"break_glass", "complete", b"complete", "limit", b"limit", "model", b"model", "origin", b"origin", "outcome", b"outcome", "patient", b"patient", "purpose", b"purpose", "reason", b"reason", "receipts", b"receipts", "session", b"session", "since_unix_nano", b"since_unix_nano", "tenant", b"tenant", "type", b"type", "until_unix_nano", b"until_unix_nano", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,22 +364,76 @@ class QueryEventsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    SCANS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventSummary]:
         """The index rows."""
+
+    @_builtins.property
+    def receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]:
+        """The receipts, in the order of the events, where they were asked for."""
+
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The signed checkpoints that the receipts refer to, one for each log."""
+
+    @_builtins.property
+    def scans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Scan]:
+        """With `complete`: what was opened. Empty otherwise."""
 
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___EventSummary] | None = ...,
+        receipts: _abc.Iterable[Global___Receipt] | None = ...,
+        checkpoints: _abc.Iterable[_builtins.bytes] | None = ...,
+        scans: _abc.Iterable[Global___Scan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "events", b"events", "receipts", b"receipts", "scans", b"scans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueryEventsResponse: _TypeAlias = QueryEventsResponse  # noqa: Y015
+
+@_typing.final
+class Scan(_message.Message):
+    """One log that was read from its first entry to its last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """The log."""
+    entries: _builtins.int
+    """Entries opened."""
+    root: _builtins.bytes
+    """Root over them, 32 bytes: compare it with a checkpoint of this size."""
+    differences: _builtins.int
+    """Matching events that the index did not have, and rows of the index that no entry bears out.
+    Anything but 0 means that the index is to be rebuilt (`sealward audit reindex`).
+    """
+    def __init__(
+        self,
+        *,
+        origin: _builtins.str = ...,
+        entries: _builtins.int = ...,
+        root: _builtins.bytes = ...,
+        differences: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "entries", b"entries", "origin", b"origin", "root", b"root"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scan: _TypeAlias = Scan  # noqa: Y015
 
 @_typing.final
 class EventSummary(_message.Message):
@@ -340,6 +452,16 @@ class EventSummary(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     PATIENT_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    BREAK_GLASS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    CALLER_SEQ_FIELD_NUMBER: _builtins.int
+    PRODUCER_FIELD_NUMBER: _builtins.int
+    PRODUCER_SEQ_FIELD_NUMBER: _builtins.int
+    ACTOR_KIND_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     event_id: _builtins.bytes
     """16 bytes."""
     log_index: _builtins.int
@@ -362,6 +484,26 @@ class EventSummary(_message.Message):
     """`sealward.purpose`."""
     patient: _builtins.str
     """`sealward.patient`: the keyed pseudonym."""
+    origin: _builtins.str
+    """The log that the index is in."""
+    break_glass: _builtins.bool
+    """`sealward.break_glass`."""
+    session: _builtins.str
+    """`sealward.session.id`."""
+    caller_seq: _builtins.int
+    """`sealward.caller.seq`; 0 = none."""
+    producer: _builtins.str
+    """`sealward.producer.id` with its instance."""
+    producer_seq: _builtins.int
+    """`sealward.producer.seq`; 0 = none."""
+    actor_kind: _builtins.str
+    """`sealward.actor.kind`."""
+    model_version: _builtins.str
+    """`sealward.model.version`."""
+    organization: _builtins.str
+    """`sealward.organization`: the recipient."""
+    target: _builtins.str
+    """`sealward.target`."""
     def __init__(
         self,
         *,
@@ -376,10 +518,20 @@ class EventSummary(_message.Message):
         model: _builtins.str = ...,
         purpose: _builtins.str = ...,
         patient: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        break_glass: _builtins.bool = ...,
+        session: _builtins.str = ...,
+        caller_seq: _builtins.int = ...,
+        producer: _builtins.str = ...,
+        producer_seq: _builtins.int = ...,
+        actor_kind: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "code", b"code", "event_id", b"event_id", "log_index", b"log_index", "model", b"model", "outcome", b"outcome", "patient", b"patient", "purpose", b"purpose", "reason", b"reason", "time_unix_nano", b"time_unix_nano", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "actor_kind", b"actor_kind", "break_glass", b"break_glass", "caller_seq", b"caller_seq", "code", b"code", "event_id", b"event_id", "log_index", b"log_index", "model", b"model", "model_version", b"model_version", "organization", b"organization", "origin", b"origin", "outcome", b"outcome", "patient", b"patient", "producer", b"producer", "producer_seq", b"producer_seq", "purpose", b"purpose", "reason", b"reason", "session", b"session", "target", b"target", "time_unix_nano", b"time_unix_nano", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

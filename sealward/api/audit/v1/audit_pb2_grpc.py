@@ -90,7 +90,7 @@ class AuditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def QueryEvents(self, request, context):
-        """Events by user, patient, model, outcome and time. Reading is itself recorded.
+        """Events by user, patient, model, purpose, outcome and time. Reading is itself recorded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class AuditServiceStub:
     GetConsistency: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyRequest, _audit_pb2.GetConsistencyResponse]
     """Consistency proofs between sizes of the log (RFC 6962 section 2.1.2)."""
     QueryEvents: _grpc.UnaryUnaryMultiCallable[_audit_pb2.QueryEventsRequest, _audit_pb2.QueryEventsResponse]
-    """Events by user, patient, model, outcome and time. Reading is itself recorded."""
+    """Events by user, patient, model, purpose, outcome and time. Reading is itself recorded."""
     GetEvent: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetEventRequest, _audit_pb2.GetEventResponse]
     """One event, opened. Reading is itself recorded."""
 
@@ -62,7 +62,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     GetConsistency: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetConsistencyRequest, _audit_pb2.GetConsistencyResponse]  # type: ignore[assignment]
     """Consistency proofs between sizes of the log (RFC 6962 section 2.1.2)."""
     QueryEvents: _aio.UnaryUnaryMultiCallable[_audit_pb2.QueryEventsRequest, _audit_pb2.QueryEventsResponse]  # type: ignore[assignment]
-    """Events by user, patient, model, outcome and time. Reading is itself recorded."""
+    """Events by user, patient, model, purpose, outcome and time. Reading is itself recorded."""
     GetEvent: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetEventRequest, _audit_pb2.GetEventResponse]  # type: ignore[assignment]
     """One event, opened. Reading is itself recorded."""
 
@@ -102,7 +102,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.QueryEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.QueryEventsResponse, _abc.Awaitable[_audit_pb2.QueryEventsResponse]]:
-        """Events by user, patient, model, outcome and time. Reading is itself recorded."""
+        """Events by user, patient, model, purpose, outcome and time. Reading is itself recorded."""
 
     @_abc_1.abstractmethod
     def GetEvent(

@@ -1,0 +1,26 @@
+"""`sealward audit`: reading the record, proving it, verifying it. One file a verb or two.
+
+`verify` needs the files alone; the other verbs ask the audit service as the local administrator,
+and that reading is itself recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from sealward.cli.audit import events, prove, verify
+
+app = typer.Typer(help="Read, prove and verify the audit log.", no_args_is_help=True)
+
+_VERBS: dict[str, Callable[..., Any]] = {
+    "query": events.query,
+    "tail": events.tail,
+    "show": events.show,
+    "prove": prove.prove,
+    "verify": verify.verify,
+}
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)

@@ -1,0 +1,38 @@
+"""What the verbs of `sealward audit` share: event ids, verifier keys."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sealward.cli.errors import unreadable, usage
+
+if TYPE_CHECKING:
+    from sealward.tlog.note import Verifier
+
+Event = Annotated[str, typer.Argument(metavar="EVENT", help="Event id.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")]
+
+
+def event_id(text: str) -> bytes:
+    """Return the 16 bytes of an event id; raise CliError."""
+    try:
+        return uuid.UUID(text).bytes
+    except ValueError:
+        raise usage("EVENT must be an event id such as sealward infer prints") from None
+
+
+def read_vkeys(path: Path) -> list[Verifier]:
+    """Return the verifier keys of a file; raise CliError."""
+    from sealward.tlog.errors import TlogError
+    from sealward.tlog.note import parse_vkeys
+
+    try:
+        return parse_vkeys(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error, "--vkey FILE") from None
+    except TlogError:
+        raise usage(f"{path} is not a list of verifier keys", "--vkey FILE") from None

@@ -1,0 +1,51 @@
+"""`sealward audit verify`: needs the files and the public key, nothing else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealward.cli.audit.common import read_vkeys
+from sealward.cli.options import DEFAULT, Dir, Json
+from sealward.cli.output import emit
+from sealward.cli.suite import Suite
+
+
+def verify(
+    log: Annotated[
+        Path | None, typer.Option("--log", metavar="DIR", help="The log; else the suite's.")
+    ] = None,
+    vkey: Annotated[
+        Path | None, typer.Option("--vkey", metavar="FILE", help="Its verifier key.")
+    ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option("--receipt", metavar="FILE", help="Verify this receipt, not the whole log."),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint", metavar="FILE", help="A checkpoint seen earlier; may be given again."
+        ),
+    ] = None,
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Verify the log, or one receipt, with the public key alone. Works offline.
+
+    Exit 1 names the first bad entry.
+    """
+    from sealward.cli.audit.verifying import verify_log_command, verify_receipt_command
+
+    suite = Suite.at(directory)
+    vkeys = read_vkeys(vkey or suite.vkey_file)
+    if receipt is not None:
+        result, text = verify_receipt_command(receipt, vkeys)
+    else:
+        result, text = verify_log_command(
+            log or suite.log_dir, vkeys, checkpoint or [], progress=sys.stderr.isatty()
+        )
+    emit(result, as_json=as_json, text=text)
