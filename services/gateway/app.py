@@ -114,7 +114,7 @@ class Gateway:
         self._pipeline = Pipeline(
             self._front,
             Admission(self._store, policy, self._catalog, settings.max_message_bytes),
-            self._inference, self._audit, writer, denials, log,
+            self._inference, self._audit, writer, denials, self._catalog, log,
             audit_ready=audit_ready, append_seconds=settings.append_seconds,
             max_response_bytes=settings.max_response_bytes, max_flights=settings.max_flights,
         )  # fmt: skip
@@ -127,7 +127,9 @@ class Gateway:
             servicers=[
                 (
                     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
-                    InferenceServicer(authority, self._inference, lambda: health.ready),
+                    InferenceServicer(
+                        authority, self._inference, self._catalog.knows, lambda: health.ready
+                    ),
                 ),
                 (
                     gateway_pb2_grpc.add_SessionServiceServicer_to_server,

@@ -78,6 +78,15 @@ def decision(rule: str, digest: str, purpose: str) -> bytes:
     return b"".join(parts)
 
 
+@lru_cache(maxsize=1024)
+def model(name: str, version: str) -> bytes:
+    """Encode which model was asked for, where none ran; `version` may be empty."""
+    parts = [attribute(names.MODEL_NAME, name)]
+    if version:
+        parts.append(attribute(names.MODEL_VERSION, version))
+    return b"".join(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What inference says of a run, and the same encoded. `digest` is 32 bytes or empty."""

@@ -27,14 +27,20 @@ _Response = TypeVar("_Response", bound=Message)
 class InferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
     """Server and model questions. ModelInfer goes through the pipeline and never comes here.
 
-    `ready` says whether every dependency of a prediction is there.
+    `known` says whether a model of this name is listed, `ready` whether every dependency of a
+    prediction is there.
     """
 
     def __init__(
-        self, authority: Authority, inference: Exchange, ready: Callable[[], bool]
+        self,
+        authority: Authority,
+        inference: Exchange,
+        known: Callable[[str], bool],
+        ready: Callable[[], bool],
     ) -> None:
         self._authority = authority
         self._inference = inference
+        self._known = known
         self._ready = ready
 
     def ServerLive(self, _request: oip.ServerLiveRequest, _context: Any) -> oip.ServerLiveResponse:
@@ -64,10 +70,7 @@ class InferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelMetadataRequest, context: Any
     ) -> oip.ModelMetadataResponse:
         """Declared inputs and outputs; inference knows."""
-        answer = self._forward(request, context, oip.ModelMetadataResponse)
-        # The model exists: its name is no free text of the caller's.
-        call_of(context).attributes[names.MODEL_NAME] = answer.name
-        return answer
+        return self._forward(request, context, oip.ModelMetadataResponse)
 
     def ModelInfer(self, _request: oip.ModelInferRequest, _context: Any) -> oip.ModelInferResponse:
         """Never called: the front of the pipeline has this method."""
@@ -79,8 +82,11 @@ class InferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         context: Any,
         response_type: type[_Response],
     ) -> _Response:
-        self._authority.admit(context, request.name)
         call = call_of(context)
+        if self._known(request.name):
+            # Listed, and so no free text of the caller's. Refused calls are to be found by it too.
+            call.attributes[names.MODEL_NAME] = request.name
+        self._authority.admit(context, request.name)
         deadline = min(call.deadline, time.monotonic() + _LONGEST_SECONDS)
         if deadline <= time.monotonic():
             raise SealwardError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer")

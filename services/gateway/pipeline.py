@@ -20,6 +20,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -53,6 +54,13 @@ def audit_lost() -> SealwardError:
     )
 
 
+class Models(Protocol):
+    """What the pipeline needs of the catalog."""
+
+    def attributes(self, model: str, version: str) -> bytes:
+        """See Catalog.attributes."""
+
+
 class Pipeline:
     """Predictions from front to front. `append_seconds` bounds the wait for the log."""
 
@@ -64,6 +72,7 @@ class Pipeline:
         audit: Exchange,
         writer: EventWriter,
         denials: DenialLimit,
+        models: Models,
         log: structlog.typing.FilteringBoundLogger,
         *,
         audit_ready: Callable[[], bool],
@@ -77,6 +86,7 @@ class Pipeline:
         self._audit = audit
         self._writer = writer
         self._denials = denials
+        self._models = models
         self._log = log
         self._audit_ready = audit_ready
         self._append_seconds = append_seconds
@@ -223,8 +233,7 @@ class Pipeline:
         except SealwardError as error:
             self._unrecorded([call.item for call in out], error)
 
-    @staticmethod
-    def _complete(flight: Flight, end: int) -> Event:
+    def _complete(self, flight: Flight, end: int) -> Event:
         event, call = flight.event, flight.call
         event.end = end
         event.error = flight.error
@@ -234,8 +243,11 @@ class Pipeline:
         decided = flight.decision
         if decided is not None:
             parts.append(events.decision(decided.rule, decided.digest, flight.purpose))
-        if flight.run is not None:
-            parts.append(flight.run.encoded)
+        run = flight.run
+        if run is not None:
+            parts.append(run.encoded)
+        if run is None or not run.model:
+            parts.append(self._models.attributes(flight.model, flight.version))
         headers = flight.headers
         if headers.seq is not None:
             parts.append(events.caller_seq(headers.seq))

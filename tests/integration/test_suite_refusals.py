@@ -12,8 +12,8 @@ import pytest
 
 from sealward.api.audit.v1 import audit_pb2
 from sealward.api.keys.v1 import keys_pb2
-from sealward.api.oip.v2.open_inference_pb2 import ModelInferRequest
-from sealward.cli.connect import open_channel, user_material
+from sealward.api.oip.v2.open_inference_pb2 import ModelInferRequest, ModelMetadataRequest
+from sealward.cli.connect import open_channel, user_channel, user_material
 from sealward.cli.rpc import error_info, trailers
 from sealward.cli.suite import SERVICES
 from sealward.tlog.note import parse_vkeys
@@ -180,6 +180,37 @@ def test_no_session(
     recorded(suite, details, reason)
 
 
+def test_a_refused_call_is_found_by_the_model_it_asked_for(suite: RunningSuite) -> None:
+    name = suite.user("ada")
+    error = suite.refusal(name, purpose="HRESCH")
+    assert error.details["reason"] == "POLICY_DENIED"
+
+    def found(*more: str) -> list[str]:
+        query = ("audit", "query", "--model", "breast-cancer", "--outcome", "denied", *more)
+        return [event["event_id"] for event in suite.sealward(*query)["events"]]
+
+    assert error.details["event_id"] in found("--user", name)
+    with pytest.raises(grpc.RpcError) as caught:
+        ask_metadata(suite, suite.user("nobody", "clinician"), "breast-cancer", ())
+    assert trailers(caught.value)["sealward-event-id"] in found("--type", "model.metadata")
+
+
+def test_a_model_name_that_is_not_listed_is_in_no_record(suite: RunningSuite) -> None:
+    name = suite.user("ada")
+    message = request()
+    message.model_name = CANARY
+    for purpose in ("TREAT", "HRESCH"):
+        error = suite.refusal(name, message, purpose=purpose)
+        shown = suite.event(error.details["event_id"])
+        assert CANARY not in str(shown)
+        assert shown["model"] == ""
+    with pytest.raises(grpc.RpcError):
+        ask_metadata(suite, name, CANARY, bearer(suite, name))
+    assert CANARY not in str(suite.sealward("audit", "query", "--limit", "20"))
+    for log in suite.suite.root.glob("logs/*"):
+        assert CANARY.encode() not in log.read_bytes()
+
+
 def test_a_stolen_token(suite: RunningSuite) -> None:
     victim, thief = suite.user("ada"), suite.user("thief")
     details = refused(suite, thief, bearer(suite, victim))
@@ -297,6 +328,16 @@ def test_odd_paths_are_not_served(suite: RunningSuite) -> None:
 
 
 # --- helpers ---------------------------------------------------------------------------------
+
+
+def ask_metadata(
+    suite: RunningSuite, name: str, model: str, metadata: tuple[tuple[str, str], ...]
+) -> None:
+    """Ask what a model declares."""
+    body = ModelMetadataRequest(name=model).SerializeToString()
+    with user_channel(suite.suite, name) as channel:
+        ask = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+        ask(body, metadata=metadata, timeout=10)
 
 
 def bearer(suite: RunningSuite, name: str) -> tuple[tuple[str, str], ...]:

@@ -21,6 +21,7 @@ from sealward.kit.seam import Answer, Call, OutCall
 from sealward.tlog.leaf import Outcome, binding
 from sealward.tlog.merkle import Tree, leaf_hash, verify_inclusion
 from sealward.tlog.proof import TlogProof
+from services.gateway import events
 from services.gateway.admission import Admission
 from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
@@ -105,6 +106,15 @@ class Limits:
         return 0.0 if model == "instant" else 5.0
 
 
+class Models:
+    """What inference lists."""
+
+    def attributes(self, model: str, version: str) -> bytes:
+        if model != "breast-cancer":
+            return b""
+        return events.model(model, version if version == "1" else "")
+
+
 class Harness:
     """A pipeline with everything around it."""
 
@@ -133,6 +143,7 @@ class Harness:
             self.to_audit,
             self.writer,
             self.denials,
+            Models(),
             structlog.get_logger(),
             audit_ready=lambda: self.audit_ready,
             append_seconds=5.0,
@@ -321,8 +332,21 @@ def test_with_a_role_that_may_not(h: Harness) -> None:
 
 
 def test_for_a_purpose_that_no_rule_permits(h: Harness) -> None:
-    call = h.call(h.login(), sealward_purpose="HMARKT")
-    assert refused(h, call, Reason.POLICY_DENIED, "denied")["purpose"] == "HMARKT"
+    call = h.call(h.login(), body=request(model_version="1"), sealward_purpose="HMARKT")
+    said = refused(h, call, Reason.POLICY_DENIED, "denied")
+    assert said["purpose"] == "HMARKT"
+    assert (said["model.name"], said["model.version"]) == ("breast-cancer", "1")
+
+
+@pytest.mark.parametrize(("model", "version"), [("jane-doe", "1"), ("breast-cancer", "jane-doe")])
+def test_a_record_repeats_no_name_that_is_not_listed(h: Harness, model: str, version: str) -> None:
+    body = request(model, model_version=version)
+    said = refused(
+        h, h.call(h.login(), body=body, sealward_purpose="HMARKT"), Reason.POLICY_DENIED, "denied"
+    )
+    assert b"jane-doe" not in h.entries[-1].span
+    assert said.get("model.name") == ("breast-cancer" if model == "breast-cancer" else None)
+    assert "model.version" not in said
 
 
 def test_without_a_purpose_where_the_role_has_none(h: Harness) -> None:
@@ -466,7 +490,8 @@ def test_a_response_over_the_limit_is_an_error(h: Harness) -> None:
 def test_inference_away_at_sending(h: Harness) -> None:
     call = h.call(h.login())
     h.inference.up = False
-    refused(h, call, Reason.INFERENCE_UNAVAILABLE, "failed")
+    said = refused(h, call, Reason.INFERENCE_UNAVAILABLE, "failed")
+    assert said["model.name"] == "breast-cancer"
 
 
 def test_inference_lost_during_the_call(h: Harness) -> None:
