@@ -78,7 +78,7 @@ class GrpcServer:
         for add, servicer in servicers:
             add(servicer, collector)
         handlers = {m: self._chain.wrap(m, h) for m, h in collector.handlers.items()}
-        # Health and reflection are the whole list of what is not recorded (docs/audit-exempt.md).
+        # Health and reflection leave no record: docs/adr/0010-records-of-refusals.md.
         plain = _Collector()
         health_pb2_grpc.add_HealthServicer_to_server(ctx.health.servicer, plain)
         hot = {m: h for front in fronts for m, h in front.handlers().items()}
