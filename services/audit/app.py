@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
@@ -21,6 +21,8 @@ from services.audit.committer import Committer, MeteredAppender
 from services.audit.digests import IndexKeys
 from services.audit.entry import EntryMaker
 from services.audit.events import OwnEvents
+from services.audit.index import Row
+from services.audit.indexer import Indexer
 from services.audit.ingest_otlp import TraceIngest, add_to_server
 from services.audit.log import Log
 from services.audit.metrics import AuditMetrics
@@ -30,6 +32,7 @@ from services.audit.pump import AppendPump
 from services.audit.segments import Segments
 from services.audit.servicer import AuditServicer
 from services.audit.settings import AuditSettings
+from services.audit.sqlite_index import SqliteIndex
 from services.audit.sqlite_store import SqliteStore
 from services.audit.store import StoreError
 
@@ -63,14 +66,19 @@ class AuditApp:
         )
         segments = Segments(self._store, self._ring, keys.origin, entries=settings.segment_entries)
         index_keys = IndexKeys(keys.index.use)
+        self._index = SqliteIndex(settings.data_dir / "index.db", keys.origin)
         self._log = Log(
             self._store,
             segments,
             index_keys,
             keys.signer,
             on_change=self._changed,
+            on_rows=self._indexed,
             on_full=self._on_full,
             on_broken=self._on_broken,
+        )
+        self._indexer = Indexer(
+            self._index, self._store, segments.open, lambda: self._log.head[0], ctx.log
         )
         folder = settings.data_dir / "log"
         if not check_published(folder, keys.signer.verifier, self._log):
@@ -112,7 +120,7 @@ class AuditApp:
             self._events.conflicts,
             lambda reason: metrics.refused.labels(reason.name).inc(),
         )
-        servicer = AuditServicer(self._log, self._store, segments, index_keys)
+        servicer = AuditServicer(self._log, self._index, self._indexer, segments, index_keys)
         self._server = GrpcServer(
             ctx,
             servicers=[
@@ -139,6 +147,7 @@ class AuditApp:
             # A full disk may have space again before anybody asks; it is shown and waited for.
             self._ctx.log.error("log.not-writable", reason=error.reason.name)
         self._publisher.start()
+        self._indexer.start()
         self._pump.start()
         self._keeper.start()
         self._server.start()
@@ -152,9 +161,14 @@ class AuditApp:
         self._pump.join(max(1.0, ends - time.monotonic()))
         self._committer.close(max(1.0, ends - time.monotonic()))
         self._publisher.stop(max(1.0, ends - time.monotonic()))
+        self._indexer.stop(max(1.0, ends - time.monotonic()))
         self._ring.close()
         self._channels.close()
+        self._index.close()
         self._store.close()
+
+    def _indexed(self, first: int, rows: Sequence[Row | None]) -> None:
+        self._indexer.committed(first, rows)
 
     def _changed(self, size: int, _checkpoint: bytes) -> None:
         self._metrics.size.set(size)
@@ -186,6 +200,7 @@ class AuditApp:
             except StoreError as error:
                 self._on_broken(str(error))
                 return
+            self._index.maintain()
             self._log.probe()
             if tick % _SUMMARY_TICKS == 0:
                 self._events.summarise()

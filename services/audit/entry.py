@@ -6,7 +6,6 @@ digests are made here, so that no other service holds a key of the log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -28,9 +27,11 @@ from sealward.tlog.leaf import (
     leaf_prefix,
 )
 from services.audit.digests import KEYED_DIGITS, IndexKeys
+from services.audit.index import Row
+from services.audit.rows import row_of
 from services.audit.spanfields import SpanError
-from services.audit.spanfilter import FilteredSpan, SpanFilter
-from services.audit.store import Row
+from services.audit.spanfilter import SpanFilter
+from services.audit.store import EventKey
 
 MAX_RELEASING_BYTES = 2048
 """Bytes of a leaf that leaves in a receipt: trailers have to stay below 6 KiB."""
@@ -60,11 +61,12 @@ WORKLOAD_ATTRIBUTES = frozenset(
 
 
 class Candidate(NamedTuple):
-    """An event that may enter the log: the clear part of its leaf, its span, its index row."""
+    """An event that may enter the log: the clear part of its leaf, its span, its id, its row."""
 
     prefix: bytes
     span: bytes
-    row: Row
+    key: EventKey
+    row: Row | None
     dropped: int = 0
 
 
@@ -72,21 +74,23 @@ class Producers:
     """What each identity says of itself in the record, encoded once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, bytes]] = {}
+        self._known: dict[str, tuple[dict[str, AttributeValue], bytes]] = {}
 
-    def of(self, identity: Identity) -> tuple[str, bytes]:
-        """Return the producer's id and its encoded attributes."""
+    def of(self, identity: Identity) -> tuple[dict[str, AttributeValue], bytes]:
+        """Return the producer's attributes, by name and encoded."""
         known = self._known.get(identity.uri)
         if known is None:
             ours = identity.kind in ("service", "admin")
-            name = identity.name if ours else identity.uri
-            encoded = attribute(names.PRODUCER_ID, name)
+            values: dict[str, AttributeValue] = {
+                names.PRODUCER_ID: identity.name if ours else identity.uri
+            }
             if not ours:
-                encoded += attribute(names.ACTOR_ID, identity.name)
-                encoded += attribute(names.ACTOR_KIND, identity.kind)
+                values[names.ACTOR_ID] = identity.name
+                values[names.ACTOR_KIND] = identity.kind
+            encoded = b"".join([attribute(name, value) for name, value in values.items()])
             if len(self._known) > 4096:
                 self._known.clear()
-            known = self._known[identity.uri] = (name, encoded)
+            known = self._known[identity.uri] = (values, encoded)
         return known
 
 
@@ -117,10 +121,11 @@ class EntryMaker:
             raise _invalid("the span has no event type", names.EVENT_TYPE)
         if span.values.get(names.OUTCOME) not in names.OUTCOMES:
             raise _invalid("the span has no outcome", names.OUTCOME)
-        added = [self._producers.of(identity)[1]]
-        pseudonym = ""
+        said, encoded = self._producers.of(identity)
+        values = {**span.values, **said}
+        added = [encoded]
         if entry.patient:
-            pseudonym = self._keys.pseudonym(entry.patient)
+            values[names.PATIENT] = pseudonym = self._keys.pseudonym(entry.patient)
             added.append(_PATIENT.encode(pseudonym.encode()))
             added.append(_reference(entry.patient.encode()))
         if entry.input_digest:
@@ -136,27 +141,36 @@ class EntryMaker:
                 f"an entry may have {MAX_RELEASING_BYTES} bytes",
                 field="span",
             )
-        row = _row(entry.event_id, self._keys.fingerprint(body), span, span.values, pseudonym)
-        return Candidate(leaf_prefix(entry.event_id, entry.binding), whole, row, span.dropped)
+        return Candidate(
+            leaf_prefix(entry.event_id, entry.binding),
+            whole,
+            EventKey(entry.event_id, self._keys.fingerprint(body)),
+            row_of(entry.event_id, span, values),
+            span.dropped,
+        )
 
     def exported(self, body: bytes, identity: Identity) -> Candidate:
         """Read a serialised Span from OTLP; raise SpanError when it can never be recorded."""
         ours = identity.kind == "service"
         span = (self._ours if ours else self._theirs).filter(body)
-        name, added = self._producers.of(identity)
-        values = span.values
+        said, added = self._producers.of(identity)
+        values = {**span.values, **said}
         event_id = _event_id(values.get(names.EVENT_ID)) if ours else None
         if event_id is None:
-            event_id = derived_event_id(name, span.trace_id, span.span_id)
-        if not ours:
-            values = {**values, names.ACTOR_ID: identity.name}
+            producer = str(said[names.PRODUCER_ID])
+            event_id = derived_event_id(producer, span.trace_id, span.span_id)
         if values.get(names.OUTCOME, "ok") not in names.OUTCOMES:
             raise SpanError("the outcome is not one of its values", "sealward.outcome")
         whole = span.body + added
         if len(whole) + _CLEAR_BYTES > MAX_SPAN_BYTES:
             raise SpanError("the span is too large", "span")
-        row = _row(event_id, self._keys.fingerprint(whole), span, values, "")
-        return Candidate(leaf_prefix(event_id, NO_BINDING), whole, row, span.dropped)
+        return Candidate(
+            leaf_prefix(event_id, NO_BINDING),
+            whole,
+            EventKey(event_id, self._keys.fingerprint(whole)),
+            row_of(event_id, span, values),
+            span.dropped,
+        )
 
     def own(self, event_id: bytes, span: bytes, identity: Identity, patient: str) -> Candidate:
         """Make an entry of the audit service's own; raise SealwardError."""
@@ -189,30 +203,6 @@ def _event_id(value: AttributeValue | None) -> bytes | None:
     except ValueError:
         return None
     return event_id if len(event_id) == EVENT_ID_SIZE else None
-
-
-def _row(
-    event_id: bytes,
-    fingerprint: bytes,
-    span: FilteredSpan,
-    values: Mapping[str, AttributeValue],
-    patient: str,
-) -> Row:
-    get = values.get
-    outcome = get(names.OUTCOME)
-    return Row(
-        event_id,
-        fingerprint,
-        span.start,
-        span.event_type,
-        outcome if isinstance(outcome, str) else "failed" if span.failed else "ok",
-        str(get(names.CODE, "")),
-        str(get(names.REASON, "")),
-        str(get(names.ACTOR_ID, "")),
-        str(get(names.MODEL_NAME, "")),
-        str(get(names.PURPOSE, "")),
-        patient,
-    )
 
 
 def _reference(patient: bytes) -> bytes:

@@ -113,7 +113,7 @@ class OwnEvents:
             "denied",
             {
                 names.REASON: Reason.ALREADY_EXISTS.name,
-                names.TARGET: candidates[0].row.event_id.hex(),
+                names.TARGET: candidates[0].key.event_id.hex(),
                 names.COUNT: len(candidates),
             },
         )
@@ -155,7 +155,7 @@ class OwnEvents:
         patient = str(values.pop(names.PATIENT_REFERENCE, ""))
         candidate = self._make(event_type, outcome, values, started, patient)
         placed = self._submit(candidate)
-        call.trailers.append((EVENT_ID_KEY, candidate.row.event_id.hex()))
+        call.trailers.append((EVENT_ID_KEY, candidate.key.event_id.hex()))
         call.trailers.append((LOG_INDEX_KEY, str(placed.index)))
 
     def _may_record(self, identity: Identity) -> bool:

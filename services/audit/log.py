@@ -20,6 +20,7 @@ from sealward.tlog.merkle import EMPTY_ROOT, Tree, leaf_hash, node_hash
 from sealward.tlog.note import Ed25519Signer
 from services.audit.digests import IndexKeys
 from services.audit.entry import Candidate
+from services.audit.index import Row
 from services.audit.segments import Segments
 from services.audit.store import Head, LogStore, StoreBrokenError, StoreFullError
 
@@ -75,8 +76,10 @@ class _Turns:
 class Log:
     """One log. Thread-safe.
 
-    `on_change` is told of each new head (size, checkpoint); `on_full` whether the disk is full;
-    `on_broken` once, when the store failed for good: the process has to stop then.
+    `on_change` is told of each new head (size, checkpoint); `on_rows` of the rows of each batch
+    (index of the first, rows), in the order of the log and when they are durable; `on_full`
+    whether the disk is full; `on_broken` once, when the store failed for good: the process has to
+    stop then.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Log:
         signer: Ed25519Signer,
         *,
         on_change: Callable[[int, bytes], None] = lambda _size, _checkpoint: None,
+        on_rows: Callable[[int, Sequence[Row | None]], None] = lambda _first, _rows: None,
         on_full: Callable[[bool], None] = lambda _full: None,
         on_broken: Callable[[str], None] = lambda _reason: None,
     ) -> None:
@@ -96,6 +100,7 @@ class Log:
         self._keys = keys
         self._signer = signer
         self._on_change = on_change
+        self._on_rows = on_rows
         self._on_full = on_full
         self._on_broken = on_broken
         self._turns = _Turns()
@@ -184,19 +189,19 @@ class Log:
 
     def _append(self, candidates: Sequence[Candidate]) -> Committed:
         self._keys.check()
-        known = self._store.find([c.row.event_id for c in candidates])
+        known = self._store.find([c.key.event_id for c in candidates])
         first = self._tree.size
         fresh: list[Candidate] = []
         places: list[int] = []
         for candidate in candidates:
-            row = candidate.row
-            index, fingerprint = known.get(row.event_id, (-1, b""))
+            key = candidate.key
+            index, fingerprint = known.get(key.event_id, (-1, b""))
             if index < 0:
                 index = first + len(fresh)
                 fresh.append(candidate)
                 # The same id twice in one batch is known from here on.
-                known[row.event_id] = (index, row.fingerprint)
-            elif fingerprint != row.fingerprint:
+                known[key.event_id] = (index, key.fingerprint)
+            elif fingerprint != key.fingerprint:
                 index = -1
             places.append(index)
         leaves = self._store_new(first, fresh) if fresh else []
@@ -224,11 +229,12 @@ class Log:
         hashes = [leaf_hash(leaf) for leaf in leaves]
         size = first + len(leaves)
         root = grown_root(self._tree, hashes)
-        self._store.commit(first, leaves, [c.row for c in fresh], Head(size, root))
+        self._store.commit(first, leaves, [c.key for c in fresh], Head(size, root))
         self._tree.append(hashes)
         self._head = (size, self._sign(size, root))
         if self._full:
             self._set_full(full=False)
+        self._on_rows(first, [c.row for c in fresh])
         self._on_change(*self._head)
         return leaves
 

@@ -17,9 +17,12 @@ from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import EVENT_ID_SIZE, PREFIX_SIZE, parse_leaf
 from services.audit.digests import IndexKeys
 from services.audit.entry import MAX_PATIENT_BYTES
+from services.audit.index import Index, IndexFailedError, Query, Row
+from services.audit.indexer import Indexer
 from services.audit.log import Log, Placed
+from services.audit.rows import RowReader
 from services.audit.segments import Segments
-from services.audit.store import LogStore, Query, Row, StoreError
+from services.audit.store import StoreError
 
 _DEFAULT_LIMIT, _MOST_EVENTS = 100, 10_000
 _MOST_SIZES = 64
@@ -30,10 +33,14 @@ _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Review and proofs. Append is served by the front of the hot path."""
 
-    def __init__(self, log: Log, store: LogStore, segments: Segments, keys: IndexKeys) -> None:
+    def __init__(
+        self, log: Log, index: Index, indexer: Indexer, segments: Segments, keys: IndexKeys
+    ) -> None:
         self._log = log
-        self._store = store
+        self._index = index
+        self._indexer = indexer
         self._segments = segments
+        self._rows = RowReader()
         self._keys = keys
 
     def Append(
@@ -75,12 +82,16 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         if _NAME.fullmatch(request.user):
             # Whose activity was looked at. What is no name may be anything, and is not kept.
             left[names.TARGET] = request.user
+        self._indexer.wait(self._log.head[0])
         try:
-            rows = self._store.rows(query)
-        except StoreError:
+            rows = self._index.rows(query)
+        except IndexFailedError:
             raise _unavailable() from None
         left[names.COUNT] = len(rows)
-        return audit_pb2.QueryEventsResponse(events=[_summary(index, row) for index, row in rows])
+        origin = self._log.origin
+        return audit_pb2.QueryEventsResponse(
+            events=[_summary(origin, index, row) for index, row in rows]
+        )
 
     def GetEvent(
         self, request: audit_pb2.GetEventRequest, context: grpc.ServicerContext
@@ -91,12 +102,9 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         placed, checkpoint = self._receipt(event_id)
         leaf = parse_leaf(placed.leaf)
         span = self._segments.open(placed.leaf[:PREFIX_SIZE], leaf.sealed)
-        try:
-            row = self._store.row(placed.index)
-        except StoreError:
-            raise _unavailable() from None
+        row = self._rows.read(leaf.event_id, span)
         return audit_pb2.GetEventResponse(
-            summary=_summary(placed.index, row),
+            summary=_summary(self._log.origin, placed.index, row),
             span=span,
             receipt=_receipt(placed),
             checkpoint=checkpoint,
@@ -128,6 +136,10 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             model=request.model or None,
             outcome=request.outcome or None,
             type=request.type.removesuffix("*") or None,
+            purpose=request.purpose or None,
+            reason=request.reason or None,
+            session=request.session or None,
+            break_glass=request.break_glass,
             since=request.since_unix_nano,
             until=request.until_unix_nano,
             before_index=request.before_index,
@@ -145,7 +157,7 @@ def _receipt(placed: Placed) -> audit_pb2.Receipt:
     return audit_pb2.Receipt(log_index=placed.index, leaf=placed.leaf, path=placed.path)
 
 
-def _summary(index: int, row: Row) -> audit_pb2.EventSummary:
+def _summary(origin: str, index: int, row: Row) -> audit_pb2.EventSummary:
     return audit_pb2.EventSummary(
         event_id=row.event_id,
         log_index=index,
@@ -158,6 +170,16 @@ def _summary(index: int, row: Row) -> audit_pb2.EventSummary:
         model=row.model,
         purpose=row.purpose,
         patient=row.patient,
+        origin=origin,
+        break_glass=bool(row.break_glass),
+        session=row.session,
+        caller_seq=row.caller_seq,
+        producer=row.producer,
+        producer_seq=row.producer_seq,
+        actor_kind=row.actor_kind,
+        model_version=row.model_version,
+        organization=row.organization,
+        target=row.target,
     )
 
 

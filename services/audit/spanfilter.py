@@ -67,11 +67,15 @@ class SpanFilter:
     """Filters spans of one kind of producer. Thread-safe: what is remembered is only a shortcut.
 
     `allowed` names the attributes that may pass; `replaced` those that audit writes itself and that
-    are left out without being counted as dropped.
+    are left out without being counted as dropped. `audit_only` lets those pass that audit has
+    written, for a span that comes from the log.
     """
 
-    def __init__(self, allowed: Iterable[str], replaced: Iterable[str] = ()) -> None:
-        self._attributes = AttributeReader(frozenset(allowed) - names.AUDIT_ONLY, replaced)
+    def __init__(
+        self, allowed: Iterable[str], replaced: Iterable[str] = (), *, audit_only: bool = False
+    ) -> None:
+        barred = frozenset() if audit_only else names.AUDIT_ONLY
+        self._attributes = AttributeReader(frozenset(allowed) - barred, replaced)
         self._names: dict[str, bytes] = {}
 
     def filter(self, span: bytes) -> FilteredSpan:

@@ -16,30 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from sealward.kit.errors import StartupError
-from services.audit.store import Head, Query, Row, StoreBrokenError, StoreFullError
+from services.audit.store import EventKey, Head, StoreBrokenError, StoreFullError
 
 _APPLICATION_ID = 0x5EA10A1D
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
-CREATE TABLE events (
-  idx INTEGER PRIMARY KEY, event_id BLOB NOT NULL, fingerprint BLOB NOT NULL,
-  time INTEGER NOT NULL, type TEXT NOT NULL, outcome TEXT NOT NULL, code TEXT NOT NULL,
-  reason TEXT NOT NULL, actor TEXT NOT NULL, model TEXT NOT NULL, purpose TEXT NOT NULL,
-  patient TEXT NOT NULL
-);
-CREATE UNIQUE INDEX events_by_id ON events (event_id);
-CREATE INDEX events_by_patient ON events (patient) WHERE patient != '';
-CREATE INDEX events_by_actor ON events (actor) WHERE actor != '';
-CREATE INDEX events_by_model ON events (model) WHERE model != '';
+CREATE TABLE ids (
+  event_id BLOB PRIMARY KEY, idx INTEGER NOT NULL, fingerprint BLOB NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE head (
   id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL, root BLOB NOT NULL
 );
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-_COLUMNS = (
-    "event_id, fingerprint, time, type, outcome, code, reason, actor, model, purpose, patient"
-)
+# Version 1 had the rows of the index in here.
+_FROM_1 = """
+CREATE TABLE ids (
+  event_id BLOB PRIMARY KEY, idx INTEGER NOT NULL, fingerprint BLOB NOT NULL
+) WITHOUT ROWID;
+INSERT INTO ids (event_id, idx, fingerprint) SELECT event_id, idx, fingerprint FROM events;
+DROP TABLE events;
+"""
 # Pages in the write-ahead log at which a commit moves them itself. maintain() comes long before;
 # this is the bound when reads never leave it a gap.
 _AUTOCHECKPOINT_PAGES = 65_536
@@ -81,11 +79,12 @@ class SqliteStore:
 
     def _prepare(self) -> None:
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
+        if version not in (0, 1, _VERSION):
             raise StartupError(f"the audit store {self._path} is of another version ({version})")
-        if version == 0:
+        if version != _VERSION:
+            script = _FROM_1 if version else _SCHEMA
             self._writer.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION};"
+                f"BEGIN IMMEDIATE; {script} PRAGMA user_version={_VERSION};"
                 f" PRAGMA application_id={_APPLICATION_ID}; COMMIT;"
             )
 
@@ -94,15 +93,17 @@ class SqliteStore:
         row = self._read("SELECT size, root FROM head WHERE id = 1")
         return Head(row[0][0], row[0][1]) if row else None
 
-    def commit(self, first: int, leaves: Sequence[bytes], rows: Sequence[Row], head: Head) -> None:
+    def commit(
+        self, first: int, leaves: Sequence[bytes], keys: Sequence[EventKey], head: Head
+    ) -> None:
         """See LogStore."""
         with self._transaction() as db:
             db.executemany(
                 "INSERT INTO entries (idx, leaf) VALUES (?, ?)", enumerate(leaves, first)
             )
             db.executemany(
-                f"INSERT INTO events (idx, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
-                [(index, *row) for index, row in enumerate(rows, first)],
+                "INSERT INTO ids (event_id, idx, fingerprint) VALUES (?, ?, ?)",
+                [(key[0], index, key[1]) for index, key in enumerate(keys, first)],
             )
             db.execute(
                 "INSERT INTO head (id, size, root) VALUES (1, ?1, ?2)"
@@ -117,7 +118,7 @@ class SqliteStore:
             some = event_ids[start : start + 256]
             marks = ",".join("?" * len(some))
             rows = self._read(
-                f"SELECT event_id, idx, fingerprint FROM events WHERE event_id IN ({marks})",  # noqa: S608
+                f"SELECT event_id, idx, fingerprint FROM ids WHERE event_id IN ({marks})",  # noqa: S608
                 some,
                 hot=True,
             )
@@ -132,51 +133,6 @@ class SqliteStore:
         if len(rows) != end - start:
             raise StoreBrokenError("entries are missing from the store")
         return [row[0] for row in rows]
-
-    def rows(self, query: Query) -> list[tuple[int, Row]]:
-        """See LogStore."""
-        terms: list[str] = []
-        values: list[str | int] = []
-        # `!= ''` lets the planner use the partial indexes.
-        for column, wanted in (
-            ("patient", query.patient),
-            ("actor", query.user),
-            ("model", query.model),
-        ):
-            if wanted is not None:
-                terms.append(f"{column} = ? AND {column} != ''")
-                values.append(wanted)
-        if query.outcome is not None:
-            terms.append("outcome = ?")
-            values.append(query.outcome)
-        if query.type is not None:
-            if query.type.endswith("."):
-                terms.append("substr(type, 1, ?) = ?")
-                values += [len(query.type), query.type]
-            else:
-                terms.append("type = ?")
-                values.append(query.type)
-        for term, number in (
-            ("time >= ?", query.since),
-            ("time < ?", query.until),
-            ("idx < ?", query.before_index),
-        ):
-            if number:
-                terms.append(term)
-                values.append(number)
-        where = f"WHERE {' AND '.join(terms)}" if terms else ""
-        found = self._read(
-            f"SELECT idx, {_COLUMNS} FROM events {where} ORDER BY idx DESC LIMIT ?",  # noqa: S608
-            (*values, query.limit),
-        )
-        return [(row[0], Row(*row[1:])) for row in found]
-
-    def row(self, index: int) -> Row:
-        """See LogStore."""
-        found = self._read(f"SELECT {_COLUMNS} FROM events WHERE idx = ?", (index,))  # noqa: S608
-        if not found:
-            raise StoreBrokenError("an index row is missing from the store")
-        return Row(*found[0])
 
     def get(self, name: str) -> bytes | None:
         """See LogStore."""

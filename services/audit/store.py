@@ -1,8 +1,8 @@
 """What the log needs from a database: one small interface, one file for each backend.
 
-A store keeps the entries, the index rows and the tree head that covers them, and commits all three
+A store keeps the entries, their event ids and the tree head that covers them, and commits all three
 together or not at all. It knows nothing of keys, signatures or spans. The embedded backend is
-sqlite_store.py.
+sqlite_store.py. What can be searched is elsewhere (index.py) and derived.
 """
 
 from __future__ import annotations
@@ -28,24 +28,14 @@ class StoreBrokenError(StoreError):
     """
 
 
-class Row(NamedTuple):
-    """One row of the index. Ids are opaque; `patient` is the keyed pseudonym, or empty.
+class EventKey(NamedTuple):
+    """What makes appending idempotent.
 
-    `time` is the start of the span in nanoseconds since the epoch; `fingerprint` (16 bytes) tells
-    a repetition from another event under the same id.
+    `fingerprint` (16 bytes) tells a repetition from another event under the same id.
     """
 
     event_id: bytes
     fingerprint: bytes
-    time: int
-    type: str
-    outcome: str
-    code: str
-    reason: str
-    actor: str
-    model: str
-    purpose: str
-    patient: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +46,16 @@ class Head:
     root: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Which rows to list. None and 0 do not restrict; times in nanoseconds, `until` exclusive.
-
-    `type` is a whole event type, or the part before `.*` with its dot.
-    """
-
-    user: str | None = None
-    patient: str | None = None
-    model: str | None = None
-    outcome: str | None = None
-    type: str | None = None
-    since: int = 0
-    until: int = 0
-    before_index: int = 0
-    limit: int = 100
-
-
 class LogStore(Protocol):
     """Where a log lives. One process writes; reads may come from any thread."""
 
     def head(self) -> Head | None:
         """Return the newest committed head; None when nothing was ever committed."""
 
-    def commit(self, first: int, leaves: Sequence[bytes], rows: Sequence[Row], head: Head) -> None:
-        """Store entries [first, first + n), their rows and the new head, durably, or nothing.
+    def commit(
+        self, first: int, leaves: Sequence[bytes], keys: Sequence[EventKey], head: Head
+    ) -> None:
+        """Store entries [first, first + n), their ids and the new head, durably, or nothing.
 
         Raise StoreFullError or StoreBrokenError.
         """
@@ -91,12 +65,6 @@ class LogStore(Protocol):
 
     def leaves(self, start: int, end: int) -> list[bytes]:
         """Return the leaves [start, end); raise StoreBrokenError when one is missing."""
-
-    def rows(self, query: Query) -> list[tuple[int, Row]]:
-        """Return (index, row), newest first."""
-
-    def row(self, index: int) -> Row:
-        """Return the row of one entry; raise StoreBrokenError when it is missing."""
 
     def get(self, name: str) -> bytes | None:
         """Return a named value of the log (its origin, its wrapped keys)."""

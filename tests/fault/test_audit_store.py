@@ -15,7 +15,6 @@ import pytest
 from sealward.tlog.leaf import parse_leaf
 from sealward.tlog.logdir import verify_directory
 from sealward.tlog.note import parse_vkeys
-from services.audit.store import Query
 from tests.support.audit_suite import Ring, open_suite
 from tests.support.audit_writer import publisher, start_writer
 
@@ -54,13 +53,13 @@ def test_what_was_acknowledged_outlives_every_kill(tmp_path: Path) -> None:
     ids = [parse_leaf(leaf).event_id.hex() for leaf in leaves]
     assert {index: ids[index] for index in promised} == promised
     assert len(set(ids)) == len(ids)
-    rows = suite.store.rows(Query(limit=len(ids) + 1))
+    rows = suite.query(limit=len(ids) + 1)
     assert [row.event_id.hex() for _, row in reversed(rows)] == ids
     publisher(suite, folder).rebuild()
     report = verify_directory(folder / "log", (suite.signer.verifier,))
     assert report.size == len(ids) >= len(promised) > 0
     assert report.unknown == ()
-    suite.store.close()
+    suite.close()
 
 
 def test_a_published_log_verifies_at_every_moment(tmp_path: Path) -> None:

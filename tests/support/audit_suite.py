@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from sealward.api.audit.v1.audit_pb2 import Entry
 from sealward.kit import attributes as names
 from sealward.kit.errors import SealwardError
@@ -19,9 +21,12 @@ from sealward.seal.context import EncryptionContext
 from sealward.tlog.note import Ed25519Signer
 from services.audit.digests import IndexKeys
 from services.audit.entry import Candidate, EntryMaker
+from services.audit.index import Query, Row
+from services.audit.indexer import Indexer
 from services.audit.log import Log
 from services.audit.origin import LogKeys, open_log_keys
 from services.audit.segments import Segments
+from services.audit.sqlite_index import SqliteIndex
 from services.audit.sqlite_store import SqliteStore
 
 GATEWAY = parse_identity("spiffe://sealward.local/service/gateway")
@@ -72,12 +77,23 @@ class Suite:
     index: IndexKeys
     maker: EntryMaker
     log: Log
+    rows: SqliteIndex
+    indexer: Indexer
     full: list[bool]
     broken: list[str]
 
     @property
     def signer(self) -> Ed25519Signer:
         return self.keys.signer
+
+    def query(self, **query: Any) -> list[tuple[int, Row]]:
+        self.indexer.wait(self.log.head[0])
+        return self.rows.rows(Query(**query))
+
+    def close(self) -> None:
+        self.indexer.stop(10)
+        self.rows.close()
+        self.store.close()
 
     def entry(self, **changes: Any) -> Candidate:
         return self.maker.appended(entry_bytes(**changes), GATEWAY)
@@ -90,9 +106,22 @@ def open_suite(folder: Path, ring: Ring, **log_options: Any) -> Suite:
     index = IndexKeys(keys.index.use)
     full: list[bool] = []
     broken: list[str] = []
-    options: dict[str, Any] = {"on_full": full.append, "on_broken": broken.append, **log_options}
+    rows = SqliteIndex(folder / "index.db", keys.origin)
+    indexer = Indexer(
+        rows, store, segments.open, lambda: log.head[0], structlog.stdlib.get_logger()
+    )
+    options: dict[str, Any] = {
+        "on_full": full.append,
+        "on_broken": broken.append,
+        "on_rows": indexer.committed,
+        **log_options,
+    }
     log = Log(store, segments, index, keys.signer, **options)
-    return Suite(folder, ring, store, keys, segments, index, EntryMaker(index), log, full, broken)
+    indexer.start()
+    return Suite(
+        folder, ring, store, keys, segments, index, EntryMaker(index), log, rows, indexer, full,
+        broken,
+    )  # fmt: skip
 
 
 def span_bytes(

@@ -55,7 +55,7 @@ def write(folder: Path, count: int) -> None:
         sys.stdout.flush()
         suite.store.maintain()
     holder[0].stop(20)
-    suite.store.close()
+    suite.close()
 
 
 def full(folder: Path) -> None:
@@ -104,10 +104,10 @@ def full(folder: Path) -> None:
     report = verify_directory(folder / "log", (suite.signer.verifier,))
     assert report.size == 70
     assert published != (folder / "log/checkpoint").read_bytes()
-    suite.store.close()
+    suite.close()
     again = open_suite(folder, Ring())
     assert again.log.head == suite.log.head
-    again.store.close()
+    again.close()
     sys.stdout.write("recovered\n")
 
 

@@ -25,13 +25,13 @@ def reopen(tmp_path: Path, ring: Ring) -> Iterator[Callable[..., Suite]]:
 
     def open_(**options: Any) -> Suite:
         for old in opened:
-            old.store.close()
+            old.close()
         opened.append(open_suite(tmp_path / "audit", ring, **options))
         return opened[-1]
 
     yield open_
     for old in opened:
-        old.store.close()
+        old.close()
 
 
 @pytest.fixture

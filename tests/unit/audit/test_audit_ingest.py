@@ -26,7 +26,6 @@ from services.audit.ingest_otlp import TraceIngest
 from services.audit.log import Committed
 from services.audit.metrics import AuditMetrics
 from services.audit.pump import AppendPump
-from services.audit.store import Query
 from tests.support.audit_suite import GATEWAY, WORKLOAD, Suite, entry_bytes, span_bytes
 
 
@@ -120,7 +119,7 @@ def test_a_taken_event_id_is_rejected_and_told(
         request(span_bytes(outcome="failed", extra=extra), span_bytes()), GATEWAY
     )
     assert response.partial_success.rejected_spans == 1
-    assert [c.row.event_id for c in conflicts] == [event_id]
+    assert [c.key.event_id for c in conflicts] == [event_id]
     assert suite.log.head[0] == 2
 
 
@@ -135,7 +134,7 @@ def test_an_outsider_cannot_speak_for_us(suite: Suite, ingest: TraceIngest) -> N
         },
     )
     ingest.ingest(request(forged), WORKLOAD)
-    ((_, row),) = suite.store.rows(Query())
+    ((_, row),) = suite.query()
     assert (row.type, row.actor, row.model, row.purpose) == ("otel.span", "pacs", "", "")
     assert row.event_id != event_id
     span = opened(suite, 0)

@@ -19,7 +19,7 @@ from sealward.tlog.leaf import PREFIX_SIZE, parse_leaf
 from sealward.tlog.merkle import Tree, leaf_hash, split_hashes, verify_consistency, verify_inclusion
 from services.audit.digests import Hmac
 from services.audit.log import Committed, Placed, grown_root
-from services.audit.store import Head, Query, StoreBrokenError, StoreFullError
+from services.audit.store import Head, StoreBrokenError, StoreFullError
 from tests.support.audit_suite import GATEWAY, Ring, Suite, entry_bytes, span_bytes
 
 Reopen = Callable[..., Suite]
@@ -122,7 +122,7 @@ def test_a_restart_goes_on_with_the_same_log_and_keys(reopen: Reopen) -> None:
     proof = split_hashes(second.log.consistency(300, 301))
     verify_consistency(300, 301, proof, old.root, new.root)
     # Pseudonyms stay, and entries of the segment before the restart open.
-    assert len(second.store.rows(Query(patient=second.index.pseudonym("p1"), limit=999))) == 301
+    assert len(second.query(patient=second.index.pseudonym("p1"), limit=999)) == 301
     first_leaf = second.store.leaves(0, 1)[0]
     assert second.segments.open(first_leaf[:PREFIX_SIZE], parse_leaf(first_leaf).sealed)
 
@@ -232,7 +232,7 @@ def test_segments_end_after_their_entries(reopen: Reopen, ring: Ring) -> None:
 def test_receipt_by_event_id(suite: Suite) -> None:
     candidates = [suite.entry() for _ in range(20)]
     suite.log.append(candidates)
-    place, checkpoint = suite.log.receipt(candidates[7].row.event_id)
+    place, checkpoint = suite.log.receipt(candidates[7].key.event_id)
     assert place.index == 7
     check(suite, Committed([place], checkpoint))
     with pytest.raises(SealwardError) as caught:
@@ -267,7 +267,7 @@ def test_queries(suite: Suite) -> None:
     entry("anna", "", "failed", "p1", 400, "session.logout")
 
     def found(**query: object) -> list[int]:
-        return [index for index, _ in suite.store.rows(Query(**query))]  # type: ignore[arg-type]
+        return [index for index, _ in suite.query(**query)]
 
     assert found() == [3, 2, 1, 0]
     assert found(user="anna") == [3, 2, 0]
@@ -280,9 +280,11 @@ def test_queries(suite: Suite) -> None:
     assert found(before_index=2) == [1, 0]
     assert found(limit=1) == [3]
     assert found(user="anna", outcome="ok", model="m1") == [0]
-    assert suite.store.row(1).actor == "bert"
+    row = suite.rows.row(1)
+    assert row is not None
+    assert row.actor == "bert"
     for column, value in (("patient", "x"), ("actor", "x"), ("model", "x")):
-        plan = suite.store._read(
+        plan = suite.rows._read(
             f"EXPLAIN QUERY PLAN SELECT idx FROM events WHERE {column} = ? AND {column} != ''"  # noqa: S608
             " ORDER BY idx DESC LIMIT 5",
             (value,),
@@ -294,7 +296,9 @@ def test_queries(suite: Suite) -> None:
 def test_the_store_file_is_private(suite: Suite) -> None:
     suite.log.append([suite.entry()])
     folder = suite.folder
-    assert {p.name for p in folder.iterdir()} == {"log.db", "log.db-wal", "log.db-shm"}
+    assert {p.name for p in folder.iterdir()} == {
+        f"{name}{suffix}" for name in ("log.db", "index.db") for suffix in ("", "-wal", "-shm")
+    }
     assert all(p.stat().st_mode & 0o077 == 0 for p in (folder, *folder.iterdir()))
 
 

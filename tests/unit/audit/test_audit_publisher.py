@@ -109,13 +109,13 @@ def test_a_store_that_was_rolled_back_stops_the_start(
 ) -> None:
     suite = reopen()
     suite.log.append([suite.entry() for _ in range(5)])
-    suite.store.close()
+    suite.close()
     shutil.copy(tmp_path / "audit/log.db", tmp_path / "old.db")
     suite = reopen()
     suite.log.append([suite.entry() for _ in range(5)])
     publisher(suite, folder, logger).rebuild()
     assert check_published(folder, suite.signer.verifier, suite.log)
-    suite.store.close()
+    suite.close()
     shutil.copy(tmp_path / "old.db", tmp_path / "audit/log.db")
     suite = reopen()
     with pytest.raises(StartupError, match="rolled back"):
@@ -135,7 +135,7 @@ def test_another_log_is_not_written_over(
     publisher(other, folder, logger).rebuild()
     with pytest.raises(StartupError, match="move it away"):
         check_published(folder, suite.signer.verifier, suite.log)
-    other.store.close()
+    other.close()
 
 
 def test_a_torn_checkpoint_is_written_anew(suite: Suite, folder: Path, logger: Any) -> None:
