@@ -8,5 +8,6 @@ and `cryptography` alone, so that an auditor can read and run them without the r
 - `tiles`: names and contents of tiles and entry bundles
 - `leaf`: what an entry of our log looks like
 - `proof`, `receipt`: tlog-proof, and the receipt that leaves with an answer
+- `cose`, `cbor`: the same proof as a COSE receipt (RFC 9942)
 - `logdir`: verifies a whole log
 """

@@ -58,3 +58,11 @@ class ReceiptBindingError(ReceiptError):
 
 class ReceiptEventError(ReceiptError):
     """The entry is about another event."""
+
+
+class CborError(TlogError):
+    """Bytes are not CBOR in its deterministic form, or a value has no such form."""
+
+
+class CoseError(TlogError):
+    """A COSE receipt is malformed, or cannot be made."""
