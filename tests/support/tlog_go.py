@@ -9,10 +9,10 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "conformance" / "tlog_go"
 
 
-def build(directory: Path, package: str = ".") -> Path:
+def build(directory: Path, package: str = ".", source: Path = SOURCE) -> Path:
     """Return a program, built into `directory`; skips the test where there is no Go to do it.
 
-    The package `.` verifies a log, `./writelog` writes one.
+    Of the source here the package `.` verifies a log, `./writelog` writes one.
     """
     go = shutil.which("go")
     if go is None:
@@ -20,12 +20,12 @@ def build(directory: Path, package: str = ".") -> Path:
             "Go is not installed: the foreign log verifier has not been run (https://go.dev/dl)"
         )
     fetched = subprocess.run(
-        [go, "mod", "download"], cwd=SOURCE, capture_output=True, text=True, check=False
+        [go, "mod", "download"], cwd=source, capture_output=True, text=True, check=False
     )
     if fetched.returncode:
-        pytest.skip("golang.org/x/mod cannot be fetched: the foreign log verifier has not been run")
+        pytest.skip("its Go modules cannot be fetched: a foreign verifier has not been run")
     program = directory / "program"
-    subprocess.run([go, "build", "-o", program, package], cwd=SOURCE, check=True, timeout=170)
+    subprocess.run([go, "build", "-o", program, package], cwd=source, check=True, timeout=170)
     return program
 
 

@@ -135,7 +135,8 @@ def test_what_is_no_receipt_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize(
     "value",
     [0, 23, 24, 255, 256, 65_535, 65_536, (1 << 64) - 1, -1, -24, -25, -(1 << 64), b"", b"x" * 300,
-     "", "grün", None, (), (1, (2, b"3")), {}, {1: {2: "3"}, -1: b"", "a": None}, cbor.Tag(18, (1,))],
+     "", "grün", None, (), (1, (2, b"3")), {}, {1: {2: "3"}, -1: b"", "a": None},
+     cbor.Tag(18, (1,))],
 )  # fmt: skip
 def test_cbor_there_and_back(value: object) -> None:
     assert cbor.decode(cbor.encode(value)) == value
