@@ -17,11 +17,14 @@ Tink's wire format: https://developers.google.com/tink/wire-format (output prefi
 from __future__ import annotations
 
 import hmac
+import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import tink
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tink import aead, proto_keyset_format, secret_key_access
 from tink.proto import aes_gcm_pb2, tink_pb2
@@ -38,6 +41,8 @@ MAX_ENTRIES = 1 << 20
 
 _INFO = b"sealward/audit-entry/v1"
 _TINK_KEY_ID = 1
+_TINK_PREFIX = b"\x01" + _TINK_KEY_ID.to_bytes(4, "big")
+_NONCE_BYTES = 12
 _AES_GCM_KEY = "type.googleapis.com/google.crypto.tink.AesGcmKey"
 
 
@@ -69,7 +74,7 @@ class _Segment:
         if len(branch_key) != KEY_BYTES or len(segment_id) != SEGMENT_ID_BYTES:
             raise ValueError(f"a key has {KEY_BYTES} bytes, a segment id {SEGMENT_ID_BYTES}")
         material = HKDF(hashes.SHA256(), 2 * KEY_BYTES, salt=None, info=_INFO).derive(branch_key)
-        self._aead = _primitive(material[:KEY_BYTES])
+        self._key = material[:KEY_BYTES]
         self._head = segment_id + material[KEY_BYTES:]
         self._bound = segment_id + origin.encode()
 
@@ -85,12 +90,16 @@ class _Segment:
 class EntrySealer(_Segment):
     """Seals the entries of one segment. Thread-safe.
 
+    Tink's own call costs four times the encryption, so its ciphertexts are put together here: five
+    bytes of its prefix before what `cryptography` makes. They are opened with Tink (EntryOpener).
+
     `used` is how many entries the segment's key has sealed before: a segment that goes on after a
     restart passes its count, since the bound of 2^20 is on the key and not on this object.
     """
 
     def __init__(self, branch_key: bytes, segment_id: bytes, origin: str, *, used: int = 0) -> None:
         super().__init__(branch_key, segment_id, origin)
+        self._aead = AESGCM(self._key)
         self._lock = threading.Lock()
         self._left = MAX_ENTRIES - used
 
@@ -101,17 +110,34 @@ class EntrySealer(_Segment):
 
     def seal(self, prefix: bytes, plaintext: bytes) -> bytes:
         """Seal one entry, `OVERHEAD_BYTES` longer; raise LeaseExpiredError after 2^20 entries."""
-        associated = self._associated_data(prefix)
+        return self.seal_all(((prefix, plaintext),))[0]
+
+    def seal_all(self, entries: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+        """Seal (prefix, plaintext) pairs, all or none; raise as `seal`."""
+        count = len(entries)
         with self._lock:
-            if self._left <= 0:
+            if self._left < count:
                 raise LeaseExpiredError("the segment key has sealed as many entries as it may")
-            self._left -= 1
-        ciphertext: bytes = self._aead.encrypt(plaintext, associated)
-        return self._head + ciphertext
+            self._left -= count
+        nonces = os.urandom(count * _NONCE_BYTES)
+        bound, head, encrypt = self._bound, self._head + _TINK_PREFIX, self._aead.encrypt
+        sealed = []
+        at = 0
+        for prefix, plaintext in entries:
+            if len(prefix) != PREFIX_BYTES:
+                raise ValueError(f"the clear part of a leaf has {PREFIX_BYTES} bytes")
+            nonce = nonces[at : at + _NONCE_BYTES]
+            at += _NONCE_BYTES
+            sealed.append(head + nonce + encrypt(nonce, plaintext, prefix + bound))
+        return sealed
 
 
 class EntryOpener(_Segment):
     """Opens the entries of one segment. Thread-safe."""
+
+    def __init__(self, branch_key: bytes, segment_id: bytes, origin: str) -> None:
+        super().__init__(branch_key, segment_id, origin)
+        self._aead = _primitive(self._key)
 
     def open(self, prefix: bytes, sealed: bytes) -> bytes:
         """Open one entry under its clear part; raise SealBrokenError.

@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
+from sealward.tlog.errors import ProofError
 from sealward.tlog.merkle import EMPTY_ROOT, Tree, leaf_hash, node_hash
 from sealward.tlog.note import Ed25519Signer
+from sealward.tlog.tiledtree import TiledTree
+from sealward.tlog.tiles import TILE_WIDTH
 from services.audit.digests import IndexKeys
 from services.audit.entry import Candidate
 from services.audit.index import Row
@@ -148,7 +151,7 @@ class Log:
             self._turns.give()
 
     def receipt(self, event_id: bytes) -> tuple[Placed, bytes]:
-        """Return place and checkpoint of an event; raise SealwardError NOT_FOUND."""
+        """Return place and checkpoint of an event; raise SealwardError NOT_FOUND or StoreError."""
         size, checkpoint = self._head
         found = self._store.find((event_id,)).get(event_id)
         if found is None or found[0] >= size:
@@ -156,12 +159,18 @@ class Log:
         return self._placed(found[0], size), checkpoint
 
     def consistency(self, old: int, new: int) -> bytes:
-        """Return the consistency proof between two sizes, joined; raise SealwardError."""
+        """Return the consistency proof between two sizes, joined.
+
+        Raise SealwardError for sizes that cannot be, StoreError for a store that cannot be read.
+        """
         if not 0 <= old <= new <= self._head[0]:
             raise SealwardError(
                 Reason.FIELD_INVALID, "sizes rise and are not above the log's", field="sizes"
             )
-        return b"".join(self._tree.consistency(old, new))
+        try:
+            return b"".join(self._tree.consistency(old, new))
+        except ProofError:
+            raise StoreBrokenError("stored hashes were changed") from None
 
     def root(self, size: int) -> bytes:
         """Return the root over the first `size` entries; raise IndexError beyond the log."""
@@ -229,7 +238,7 @@ class Log:
         hashes = [leaf_hash(leaf) for leaf in leaves]
         size = first + len(leaves)
         root = grown_root(self._tree, hashes)
-        self._store.commit(first, leaves, [c.key for c in fresh], Head(size, root))
+        self._store.commit(first, leaves, hashes, [c.key for c in fresh], Head(size, root))
         self._tree.append(hashes)
         self._head = (size, self._sign(size, root))
         if self._full:
@@ -240,7 +249,10 @@ class Log:
 
     def _placed(self, index: int, size: int, *, repeated: bool = False) -> Placed:
         leaf = self._store.leaves(index, index + 1)[0]
-        path = b"".join(self._tree.inclusion(index, size))
+        try:
+            (path,) = self._tree.inclusions(index, index + 1, size)
+        except ProofError:
+            raise StoreBrokenError("stored hashes were changed") from None
         return Placed(index, leaf, path, repeated)
 
     def _sign(self, size: int, root: bytes) -> bytes:
@@ -252,14 +264,14 @@ class Log:
             self._on_full(full)
 
 
-def load_tree(store: LogStore) -> Tree:
+def load_tree(store: LogStore) -> TiledTree:
     """Rebuild the tree from every leaf in the store.
 
     Raise StartupError when it is not the tree whose head was committed last: signing on from
     another one would fork the log.
     """
     head = store.head() or Head(0, EMPTY_ROOT)
-    tree = Tree()
+    tree = TiledTree(lambda tile: store.hashes(tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH))
     try:
         for start in range(0, head.size, _LOAD):
             leaves = store.leaves(start, min(start + _LOAD, head.size))
@@ -273,7 +285,7 @@ def load_tree(store: LogStore) -> Tree:
     return tree
 
 
-def grown_root(tree: Tree, hashes: Sequence[bytes]) -> bytes:
+def grown_root(tree: Tree | TiledTree, hashes: Sequence[bytes]) -> bytes:
     """Return the root that the tree would have with these leaf hashes appended (RFC 6962, 2.1)."""
     size = tree.size
     # The complete subtrees under the right edge, as (level, hash), the largest first.

@@ -106,8 +106,7 @@ class Segments:
         # The lease is asked before every batch: what was derived from the key ends with it.
         current.branch.use(sum(len(text) for _, text in entries), len(entries))
         current.left -= len(entries)
-        seal = current.sealer.seal
-        return [seal(prefix, text) for prefix, text in entries]
+        return current.sealer.seal_all(entries)
 
     def open(self, prefix: bytes, sealed: bytes) -> bytes:
         """Open one sealed entry; raise SealwardError SEAL_BROKEN or KEYS_UNAVAILABLE."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from sealward.kit.errors import StartupError
+from sealward.tlog.merkle import HASH_SIZE, leaf_hash
 from services.audit.store import EventKey, Head, StoreBrokenError, StoreFullError
 
 _APPLICATION_ID = 0x5EA10A1D
-_VERSION = 2
+_LENGTH = struct.Struct(">H")
+_VERSION = 3
+# A row is a batch: one statement stores it, and the pages hold little but entries. The hashes come
+# before the leaves, so that reading them leaves the long part alone.
 _SCHEMA = """
-CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
+CREATE TABLE batches (
+  first INTEGER PRIMARY KEY, count INTEGER NOT NULL, hashes BLOB NOT NULL, leaves BLOB NOT NULL
+);
 CREATE TABLE ids (
   event_id BLOB PRIMARY KEY, idx INTEGER NOT NULL, fingerprint BLOB NOT NULL
 ) WITHOUT ROWID;
@@ -30,13 +37,25 @@ CREATE TABLE head (
 );
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-# Version 1 had the rows of the index in here.
+# Version 1 had a row for each entry, and the rows of the index in here.
 _FROM_1 = """
+CREATE TABLE batches (
+  first INTEGER PRIMARY KEY, count INTEGER NOT NULL, hashes BLOB NOT NULL, leaves BLOB NOT NULL
+);
 CREATE TABLE ids (
   event_id BLOB PRIMARY KEY, idx INTEGER NOT NULL, fingerprint BLOB NOT NULL
 ) WITHOUT ROWID;
 INSERT INTO ids (event_id, idx, fingerprint) SELECT event_id, idx, fingerprint FROM events;
+INSERT INTO batches (first, count, hashes, leaves)
+  SELECT idx, 1, leaf_hash(leaf), framed(leaf) FROM entries;
 DROP TABLE events;
+DROP TABLE entries;
+"""
+# One step for a batch: the interpreter is not asked for between the rows of it.
+_INSERT_IDS = """
+WITH RECURSIVE n (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?1)
+INSERT INTO ids (event_id, idx, fingerprint)
+  SELECT substr(?2, i * 16 + 1, 16), ?3 + i, substr(?4, i * 16 + 1, 16) FROM n
 """
 # Pages in the write-ahead log at which a commit moves them itself. maintain() comes long before;
 # this is the bound when reads never leave it a gap.
@@ -67,8 +86,7 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         # Every use is under a lock of ours, from whichever thread.
         db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        # Index rows go to many pages: small ones make a commit write less than half.
-        db.execute("PRAGMA page_size=1024")
+        db.execute("PRAGMA page_size=4096")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute(f"PRAGMA wal_autocheckpoint={_AUTOCHECKPOINT_PAGES}")
@@ -83,6 +101,8 @@ class SqliteStore:
             raise StartupError(f"the audit store {self._path} is of another version ({version})")
         if version != _VERSION:
             script = _FROM_1 if version else _SCHEMA
+            self._writer.create_function("leaf_hash", 1, leaf_hash, deterministic=True)
+            self._writer.create_function("framed", 1, _framed, deterministic=True)
             self._writer.executescript(
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version={_VERSION};"
                 f" PRAGMA application_id={_APPLICATION_ID}; COMMIT;"
@@ -94,17 +114,24 @@ class SqliteStore:
         return Head(row[0][0], row[0][1]) if row else None
 
     def commit(
-        self, first: int, leaves: Sequence[bytes], keys: Sequence[EventKey], head: Head
+        self,
+        first: int,
+        leaves: Sequence[bytes],
+        hashes: Sequence[bytes],
+        keys: Sequence[EventKey],
+        head: Head,
     ) -> None:
         """See LogStore."""
+        framed = b"".join([part for leaf in leaves for part in (_LENGTH.pack(len(leaf)), leaf)])
+        ids = b"".join([key[0] for key in keys])
+        prints = b"".join([key[1] for key in keys])
+        count = len(leaves)
         with self._transaction() as db:
-            db.executemany(
-                "INSERT INTO entries (idx, leaf) VALUES (?, ?)", enumerate(leaves, first)
+            db.execute(
+                "INSERT INTO batches (first, count, hashes, leaves) VALUES (?, ?, ?, ?)",
+                (first, count, b"".join(hashes), framed),
             )
-            db.executemany(
-                "INSERT INTO ids (event_id, idx, fingerprint) VALUES (?, ?, ?)",
-                [(key[0], index, key[1]) for index, key in enumerate(keys, first)],
-            )
+            db.execute(_INSERT_IDS, (count, ids, first, prints))
             db.execute(
                 "INSERT INTO head (id, size, root) VALUES (1, ?1, ?2)"
                 " ON CONFLICT (id) DO UPDATE SET size = ?1, root = ?2",
@@ -127,12 +154,33 @@ class SqliteStore:
 
     def leaves(self, start: int, end: int) -> list[bytes]:
         """See LogStore."""
-        rows = self._read(
-            "SELECT leaf FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx", (start, end)
-        )
-        if len(rows) != end - start:
+        found: list[bytes] = []
+        for first, count, framed in self._batches("leaves", start, end):
+            low, high = max(start - first, 0), min(end - first, count)
+            found += _unframed(framed, high)[low:]
+        if len(found) != end - start:
             raise StoreBrokenError("entries are missing from the store")
-        return [row[0] for row in rows]
+        return found
+
+    def hashes(self, start: int, end: int) -> bytes:
+        """See LogStore."""
+        parts = []
+        for first, count, joined in self._batches("hashes", start, end):
+            low, high = max(start - first, 0), min(end - first, count)
+            parts.append(joined[low * HASH_SIZE : high * HASH_SIZE])
+        found = b"".join(parts)
+        if len(found) != (end - start) * HASH_SIZE:
+            raise StoreBrokenError("hashes are missing from the store")
+        return found
+
+    def _batches(self, column: str, start: int, end: int) -> list[tuple[int, int, bytes]]:
+        if end <= start:
+            return []
+        return self._read(
+            f"SELECT first, count, {column} FROM batches WHERE first < ?2 AND first >="  # noqa: S608
+            " (SELECT max(first) FROM batches WHERE first <= ?1) ORDER BY first",
+            (start, end),
+        )
 
     def get(self, name: str) -> bytes | None:
         """See LogStore."""
@@ -195,6 +243,24 @@ class SqliteStore:
                     except sqlite3.Error:
                         failure = StoreBrokenError("a transaction could not be undone")
                 raise failure from None
+
+
+def _framed(leaf: bytes) -> bytes:
+    return _LENGTH.pack(len(leaf)) + leaf
+
+
+def _unframed(framed: bytes, count: int) -> list[bytes]:
+    """Return the first `count` leaves of a batch."""
+    found = []
+    at = 0
+    for _ in range(count):
+        begin = at + 2
+        # A length beyond the end shows one step later, or in the check below.
+        at = begin + int.from_bytes(framed[at:begin], "big")
+        found.append(framed[begin:at])
+    if at > len(framed):
+        raise StoreBrokenError("entries are missing from the store")
+    return found
 
 
 def _failure(error: sqlite3.Error) -> StoreFullError | StoreBrokenError:

@@ -53,9 +53,16 @@ class LogStore(Protocol):
         """Return the newest committed head; None when nothing was ever committed."""
 
     def commit(
-        self, first: int, leaves: Sequence[bytes], keys: Sequence[EventKey], head: Head
+        self,
+        first: int,
+        leaves: Sequence[bytes],
+        hashes: Sequence[bytes],
+        keys: Sequence[EventKey],
+        head: Head,
     ) -> None:
         """Store entries [first, first + n), their ids and the new head, durably, or nothing.
+
+        `hashes` are the leaf hashes; a backend may keep them for `hashes` or not.
 
         Raise StoreFullError or StoreBrokenError.
         """
@@ -65,6 +72,12 @@ class LogStore(Protocol):
 
     def leaves(self, start: int, end: int) -> list[bytes]:
         """Return the leaves [start, end); raise StoreBrokenError when one is missing."""
+
+    def hashes(self, start: int, end: int) -> bytes:
+        """Return the joined leaf hashes of [start, end); raise as `leaves`.
+
+        Kept or computed: whoever asks compares them with the tree.
+        """
 
     def get(self, name: str) -> bytes | None:
         """Return a named value of the log (its origin, its wrapped keys)."""

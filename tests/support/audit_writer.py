@@ -60,7 +60,7 @@ def write(folder: Path, count: int) -> None:
 
 def full(folder: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=1m,mode=700") != 0:
+    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=3m,mode=700") != 0:
         raise SystemExit(f"mount: {errno.errorcode[ctypes.get_errno()]}")
     suite = open_suite(folder, Ring())
     files = publisher(suite, folder)

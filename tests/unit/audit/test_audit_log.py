@@ -131,9 +131,9 @@ def test_a_changed_entry_stops_the_start(reopen: Reopen, tmp_path: Path) -> None
     suite = reopen()
     suite.log.append([suite.entry() for _ in range(9)])
     with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
-        leaf = bytearray(db.execute("SELECT leaf FROM entries WHERE idx = 4").fetchone()[0])
-        leaf[100] ^= 1
-        db.execute("UPDATE entries SET leaf = ? WHERE idx = 4", (bytes(leaf),))
+        leaves = bytearray(db.execute("SELECT leaves FROM batches").fetchone()[0])
+        leaves[1000] ^= 1
+        db.execute("UPDATE batches SET leaves = ?", (bytes(leaves),))
     db.close()
     with pytest.raises(StartupError, match="was changed"):
         reopen()
@@ -142,8 +142,10 @@ def test_a_changed_entry_stops_the_start(reopen: Reopen, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "statement",
     [
-        "DELETE FROM entries WHERE idx = 8",
-        "DELETE FROM entries WHERE idx = 3",
+        "DELETE FROM batches WHERE first = 8",
+        "DELETE FROM batches WHERE first = 3",
+        "UPDATE batches SET leaves = substr(leaves, 1, 20) WHERE first = 3",
+        "UPDATE batches SET leaves = substr(leaves, 1, 1) WHERE first = 8",
         "UPDATE head SET size = 8",
         "DELETE FROM meta WHERE name = 'signing/sealed'",
         "DELETE FROM meta WHERE name = 'origin'",
@@ -151,12 +153,65 @@ def test_a_changed_entry_stops_the_start(reopen: Reopen, tmp_path: Path) -> None
 )
 def test_a_damaged_store_stops_the_start(reopen: Reopen, tmp_path: Path, statement: str) -> None:
     suite = reopen()
-    suite.log.append([suite.entry() for _ in range(9)])
+    for _ in range(9):
+        suite.log.append([suite.entry()])
     with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
         db.execute(statement)
     db.close()
     with pytest.raises(StartupError):
         reopen()
+
+
+def test_changed_hashes_prove_nothing(suite: Suite, tmp_path: Path) -> None:
+    candidates = [suite.entry() for _ in range(300)]
+    suite.log.append(candidates)
+    suite.log._tree._cache.clear()
+    with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
+        db.execute("UPDATE batches SET hashes = zeroblob(300 * 32)")
+    db.close()
+    with pytest.raises(StoreBrokenError):
+        suite.log.receipt(candidates[7].key.event_id)
+    with pytest.raises(StoreBrokenError):
+        suite.log.consistency(7, 300)
+    suite.log.receipt(candidates[299].key.event_id)
+
+
+VERSION_1 = """
+CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
+CREATE TABLE events (
+  idx INTEGER PRIMARY KEY, event_id BLOB NOT NULL, fingerprint BLOB NOT NULL,
+  time INTEGER NOT NULL, type TEXT NOT NULL, outcome TEXT NOT NULL, code TEXT NOT NULL,
+  reason TEXT NOT NULL, actor TEXT NOT NULL, model TEXT NOT NULL, purpose TEXT NOT NULL,
+  patient TEXT NOT NULL
+);
+"""
+
+
+def test_a_store_of_the_first_version_is_taken_over(reopen: Reopen, tmp_path: Path) -> None:
+    suite = reopen()
+    bodies = [entry_bytes(patient="p1") for _ in range(20)]
+    candidates = [suite.maker.appended(body, GATEWAY) for body in bodies]
+    suite.log.append(candidates)
+    suite.indexer.wait(20)
+    leaves, before, head = suite.store.leaves(0, 20), suite.rows.digest(), suite.log.head
+    with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
+        db.executescript(VERSION_1)
+        db.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(leaves))
+        db.execute(
+            "INSERT INTO events SELECT idx, event_id, fingerprint, 0, '', '', '', '', '', '', '',"
+            " '' FROM ids"
+        )
+        db.executescript("DROP TABLE ids; DROP TABLE batches; PRAGMA user_version=1;")
+    db.close()
+    suite.close()
+    (tmp_path / "audit" / "index.db").unlink()
+    again = reopen()
+    assert again.log.head == head
+    assert again.store.leaves(0, 20) == leaves
+    again.indexer.wait(20)
+    assert again.rows.digest() == before
+    done = again.log.append([again.maker.appended(bodies[3], GATEWAY), again.entry()])
+    assert [(p.index, p.repeated) for p in placed(done)] == [(3, True), (20, False)]
 
 
 class Failing:
@@ -167,11 +222,11 @@ class Failing:
         self.seen: list[Head] = []
         inner = suite.store.commit
 
-        def commit(first: int, leaves: object, rows: object, head: Head) -> None:
+        def commit(first: int, leaves: object, hashes: object, keys: object, head: Head) -> None:
             if self.error is not None:
                 raise self.error
             self.seen.append(head)
-            inner(first, leaves, rows, head)  # type: ignore[arg-type]
+            inner(first, leaves, hashes, keys, head)  # type: ignore[arg-type]
 
         suite.store.commit = commit  # type: ignore[method-assign,assignment]
 
