@@ -25,6 +25,9 @@ _READ_ENTRIES = 1024
 # Rows that may wait in memory; past it the rest is read from the log later.
 _MOST_WAITING = 65_536
 _RETRY_SECONDS = 1.0
+# Rows gather to be added together, unless somebody waits for them.
+_ENOUGH_ROWS = 256
+_GATHER_SECONDS = 0.25
 
 OpenEntry = Callable[[bytes, bytes], bytes]
 """Opens a sealed entry: (clear part, sealed part) → span; raises SealwardError."""
@@ -56,6 +59,7 @@ class Indexer:
         self._condition = threading.Condition()
         self._waiting: deque[tuple[int, Sequence[Row | None]]] = deque()
         self._count = 0
+        self._wanted = 0
         self._closed = False
         self._rebuilding = False
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
@@ -71,8 +75,10 @@ class Indexer:
                 self._waiting.clear()
                 self._count = 0
             self._waiting.append((first, rows))
-            self._count += len(rows)
-            self._condition.notify_all()
+            before, self._count = self._count, self._count + len(rows)
+            # Else its own timer wakes the thread: a commit is not to pay for it.
+            if before < _ENOUGH_ROWS <= self._count:
+                self._condition.notify_all()
 
     def wait(self, size: int, timeout: float = 10.0) -> None:
         """Return when the first `size` entries are indexed; raise SealwardError AUDIT_UNAVAILABLE.
@@ -81,6 +87,9 @@ class Indexer:
         before it came.
         """
         with self._condition:
+            if self._index.size < size:
+                self._wanted = max(self._wanted, size)
+                self._condition.notify_all()
             done = self._condition.wait_for(
                 lambda: self._index.size >= size and not self._rebuilding, timeout
             )
@@ -123,11 +132,11 @@ class Indexer:
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(
-                    lambda: not self._rebuilding and (self._closed or self._behind())
-                )
+                self._condition.wait_for(self._due, _GATHER_SECONDS)
                 if self._closed and not self._waiting:
                     return
+                if self._rebuilding or not self._behind():
+                    continue
             try:
                 self._step()
             except Exception as error:  # noqa: BLE001 - the log goes on without its index
@@ -137,6 +146,18 @@ class Indexer:
                 with self._condition:
                     if self._condition.wait_for(lambda: self._closed, _RETRY_SECONDS):
                         return
+
+    def _due(self) -> bool:
+        """Tell whether there is something to do at once. What is left is done when time is up."""
+        return self._closed or (
+            not self._rebuilding
+            and (
+                self._count >= _ENOUGH_ROWS
+                or self._index.size < self._wanted
+                # Not all that is missing is in memory: it has to be read from the log.
+                or self._index.size + self._count < self._log_size()
+            )
+        )
 
     def _behind(self) -> bool:
         return bool(self._waiting) or self._index.size < self._log_size()

@@ -37,6 +37,11 @@ CREATE TABLE state (
   id INTEGER PRIMARY KEY CHECK (id = 1), origin TEXT NOT NULL, size INTEGER NOT NULL
 );
 """
+_INSERT = f"INSERT INTO events (idx, {_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608
+# Many rows in one step: between two steps the interpreter's lock is asked for, and the thread that
+# appends has it.
+_STEP_ROWS = 64
+_INSERT_STEP = _INSERT + f", ({_MARKS})" * (_STEP_ROWS - 1)
 _MAINTAIN_BYTES = 16 << 20
 _AUTOCHECKPOINT_PAGES = 65_536
 
@@ -78,10 +83,12 @@ class SqliteIndex:
                 raise IndexFailedError("rows do not follow the last ones")
             try:
                 db.execute("BEGIN IMMEDIATE")
-                db.executemany(
-                    f"INSERT INTO events (idx, {_COLUMNS}) VALUES ({_MARKS})",  # noqa: S608
-                    values,
-                )
+                whole = len(values) - len(values) % _STEP_ROWS
+                for at in range(0, whole, _STEP_ROWS):
+                    db.execute(
+                        _INSERT_STEP, [v for row in values[at : at + _STEP_ROWS] for v in row]
+                    )
+                db.executemany(_INSERT, values[whole:])
                 db.execute("UPDATE state SET size = ? WHERE id = 1", (size,))
                 db.execute("COMMIT")
             except sqlite3.Error as error:
