@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gobuild import build
 
 _TOLERATED = 0.1
 """Share of calls that may fail before a run says nothing any more; any at all is reported."""
@@ -82,20 +82,12 @@ class Generator:
 
 def _build() -> tuple[Sequence[str], str]:
     """Return the generator's command and what it is."""
-    digest = sha256(b"".join(path.read_bytes() for path in sorted(_SOURCE.iterdir()))).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sealward"
-    binary = cache / f"loadgen-{digest[:16]}"
-    if binary.exists():
+    binary = build(_SOURCE, "loadgen")
+    if binary is not None:
         return [str(binary)], "Go"
-    go = shutil.which("go")
-    if go is None:
-        print(
-            "WARNING: no Go toolchain; the generator in Python is so heavy that it hides part of"
-            " the difference between the servers. Install Go 1.24 or later for figures that count.",
-            file=sys.stderr,
-        )
-        return [sys.executable, "-m", "benchmarks.slow_generator"], "Python"
-    cache.mkdir(parents=True, exist_ok=True)
-    print("building the load generator …", file=sys.stderr)
-    subprocess.run([go, "build", "-o", str(binary), "."], cwd=_SOURCE, check=True)
-    return [str(binary)], "Go"
+    print(
+        "WARNING: no Go toolchain; the generator in Python is so heavy that it hides part of"
+        " the difference between the servers. Install Go 1.24 or later for figures that count.",
+        file=sys.stderr,
+    )
+    return [sys.executable, "-m", "benchmarks.slow_generator"], "Python"

@@ -108,3 +108,8 @@ def machine(folder: Path) -> dict[str, Any]:
 def middle(values: list[float]) -> float:
     """The median, 0 for none."""
     return median(values) if values else 0.0
+
+
+def pause(seconds: float) -> None:
+    """Let what runs beside settle; nothing is measured meanwhile."""
+    time.sleep(seconds)

@@ -1,0 +1,1 @@
+"""Benchmarks of the audit log: `python -m benchmarks.audit`."""

@@ -1,0 +1,141 @@
+"""The log's engine in a process of its own: durable appends with a receipt each.
+
+    python -m benchmarks.audit.engine FOLDER WRITERS SECONDS
+
+Each writer has one entry on its way: it sends the next when it holds the receipt of the last. What
+arrived while a batch was made durable is the next batch, as in the service. An entry is sealed,
+hashed, committed with its event id, indexed, and comes back with its proof. The index is written
+within the measured time. Keys are in memory; everything else is what the service runs.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sealward.kit.logging import get_logger
+from sealward.kit.recorder import new_event_id
+from sealward.seal.context import EncryptionContext
+from sealward.tlog.leaf import SALT_SIZE, leaf_prefix
+from sealward.tlog.note import Ed25519Signer
+from sealward.tlog.receipt import format_receipt, open_receipt
+from services.audit.digests import IndexKeys
+from services.audit.entry import Candidate
+from services.audit.index import Row
+from services.audit.indexer import Indexer
+from services.audit.log import Log, Placed
+from services.audit.segments import Segments
+from services.audit.sqlite_index import SqliteIndex
+from services.audit.sqlite_store import SqliteStore
+from services.audit.store import EventKey
+
+ORIGIN = "bench.example/log"
+_WARM_SECONDS = 0.3
+_ENTRY_BYTES = 1024
+_CHECKED = 50
+
+
+class Key:
+    """A branch key without a lease."""
+
+    wrapped = bytes(32)
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+
+    def use(self, size: int = 0, messages: int = 1) -> bytes:  # noqa: ARG002
+        return self._key
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class Ring:
+    """Makes branch keys."""
+
+    def create(self, context: EncryptionContext) -> Key:  # noqa: ARG002
+        return Key()
+
+    def open(self, context: EncryptionContext, wrapped: bytes) -> Key:
+        raise NotImplementedError
+
+
+class Engine:
+    """One log in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.signer, _ = Ed25519Signer.generate(ORIGIN)
+        self.store = SqliteStore(folder / "log.db")
+        self.index = SqliteIndex(folder / "index.db", ORIGIN)
+        self.segments = Segments(self.store, Ring(), ORIGIN)
+        self.indexer = Indexer(
+            self.index, self.store, self.segments.open, lambda: self.log.head[0],
+            get_logger("bench"),
+        )  # fmt: skip
+        self.log = Log(
+            self.store, self.segments, IndexKeys(Key().use), self.signer,
+            on_rows=self.indexer.committed,
+        )  # fmt: skip
+        self.indexer.start()
+
+    def close(self) -> None:
+        self.indexer.stop(60)
+        self.index.close()
+        self.store.close()
+
+
+def candidate(size: int = _ENTRY_BYTES) -> Candidate:
+    """An event of random bytes that is `size` bytes long once sealed."""
+    event_id = new_event_id()
+    row = Row(
+        event_id, time.time_ns(), "inference.predict", "ok", "OK", "", "dr-smith", "user", "5e55",
+        1, "TREAT", 0, secrets.token_hex(16), "breast-cancer", "1", "", "", "gateway", 1,
+        event_id,
+    )  # fmt: skip
+    prefix = leaf_prefix(event_id, bytes(32))
+    text = secrets.token_bytes(size - len(prefix) - 73)
+    return Candidate(prefix, text, EventKey(event_id, event_id), row)
+
+
+def run(folder: Path, writers: int, seconds: float) -> dict[str, Any]:
+    """Measure; return entries a second and the time from sending to receipt."""
+    engine = Engine(folder)
+    ahead = [candidate() for _ in range(40_000)]
+    began = time.perf_counter()
+    begins, ends = began + _WARM_SECONDS, began + _WARM_SECONDS + seconds
+    taken: list[float] = []
+    kept: list[tuple[Placed, bytes]] = []
+    sent = began
+    while (now := time.perf_counter()) < ends:
+        # Drawn ahead where it lasts, so that it is not counted as the log's work.
+        batch = [ahead.pop() if ahead else candidate() for _ in range(writers)]
+        sent = time.perf_counter()
+        done = engine.log.append(batch, urgent=True)
+        answered = time.perf_counter()
+        if now >= begins:
+            taken += [answered - sent] * len(batch)
+        place = done.results[-1]
+        assert isinstance(place, Placed)
+        kept.append((place, done.checkpoint))
+    elapsed = time.perf_counter() - begins
+    for place, checkpoint in kept[:: max(1, len(kept) // _CHECKED)]:
+        proof = format_receipt(place.index, place.path, place.leaf, bytes(SALT_SIZE), checkpoint)
+        open_receipt(proof, [engine.signer.verifier])
+    engine.indexer.wait(engine.log.head[0], 60)
+    indexed = time.perf_counter() - begins
+    engine.close()
+    taken.sort()
+    return {
+        "per_second": len(taken) / elapsed,
+        "per_second_indexed": len(taken) / indexed,
+        "p50_us": taken[len(taken) // 2] * 1e6,
+        "p99_us": taken[int(len(taken) * 0.99)] * 1e6,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
