@@ -7,8 +7,11 @@ metrics → identity → around (the service's recorder) → draining → access
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, cast
 
@@ -51,17 +54,26 @@ class Around(Protocol):
 
 READ_METADATA = frozenset({"authorization", "traceparent"})
 OWN_PREFIX = "sealward-"
+AMBIGUOUS = b""
 UNKNOWN_METHOD = "unknown"
 _NO_DEADLINE_SECONDS = 1e8
+# A stream of answers holds a thread for as long as its caller likes.
+_STREAMS = 16
+_STREAMS_EACH = 4
 
 
 def read_metadata(context: grpc.ServicerContext) -> dict[str, str | bytes]:
-    """Keep the metadata that Sealward reads; the rest is neither kept nor logged."""
-    return {
-        item[0]: item[1]
-        for item in context.invocation_metadata() or ()
-        if item[0] in READ_METADATA or item[0].startswith(OWN_PREFIX)
-    }
+    """Keep the metadata that Sealward reads; the rest is neither kept nor logged.
+
+    A key with two values (two patients, two tokens) says nothing: it is kept as `AMBIGUOUS`, which
+    no reader takes for a value.
+    """
+    kept: dict[str, str | bytes] = {}
+    for item in context.invocation_metadata() or ():
+        key, value = item[0], item[1]
+        if key in READ_METADATA or key.startswith(OWN_PREFIX):
+            kept[key] = value if kept.get(key, value) == value else AMBIGUOUS
+    return kept
 
 
 def deadline_of(context: grpc.ServicerContext) -> float:
@@ -112,6 +124,8 @@ class Chain:
         self._max_bytes = max_message_bytes
         self._around = around
         self.draining = False
+        self._streams: Counter[str] = Counter()
+        self._streams_lock = threading.Lock()
 
     def wrap(self, method: str, handler: Any) -> Any:
         """Return the handler with the chain around it, taking bytes and giving bytes."""
@@ -214,13 +228,29 @@ class Chain:
                 self.check(call.peer, method)
                 if problem is not None:
                     raise problem
-                for response in inner(call.request, context):
-                    yield response.SerializeToString()
+                with self._stream(call.peer.identity.uri):
+                    for response in inner(call.request, context):
+                        yield response.SerializeToString()
             except Exception as caught:  # noqa: BLE001
                 error, incident = status.as_sealward_error(caught, self._log, method)
                 status.abort(context, error, (), incident)
 
         return behavior
+
+    @contextmanager
+    def _stream(self, identity: str) -> Iterator[None]:
+        """Count an open stream of answers; raise OVERLOADED above the bound."""
+        with self._streams_lock:
+            if self._streams[identity] >= _STREAMS_EACH or self._streams.total() >= _STREAMS:
+                raise SealwardError(Reason.OVERLOADED, "too many streams", retry_after=1.0)
+            self._streams[identity] += 1
+        try:
+            yield
+        finally:
+            with self._streams_lock:
+                self._streams[identity] -= 1
+                if not self._streams[identity]:
+                    del self._streams[identity]
 
     def _wrap_stream(self, method: str, handler: Any) -> Any:
         # Only reflection is a request stream outside the seam; it takes nothing from patients.

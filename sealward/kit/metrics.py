@@ -43,8 +43,9 @@ class ServerMetrics:
         key = (method, int(code))
         counter = self._bound.get(key)
         if counter is None:
-            counter = self._bound[key] = self._calls.labels(method, code.name)
+            # The timer first: another thread that finds the counter takes the timer for granted.
             self._timers[method] = self._seconds.labels(method)
+            counter = self._bound[key] = self._calls.labels(method, code.name)
         counter.inc()
         self._timers[method].observe(seconds)
 

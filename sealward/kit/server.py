@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from sealward.kit import status
 from sealward.kit.chain import Around, Chain
 from sealward.kit.context import ServiceContext
-from sealward.kit.errors import StartupError
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.halfopen import HalfOpen
 from sealward.kit.settings import ServiceSettings, split_address
 
 # What the core lets through above our own limit, so that an oversize request is refused by us, with
@@ -47,13 +49,41 @@ class _Collector:
 class _Router(grpc.GenericRpcHandler):
     """Routes by the exact method name; everything else goes to `refuse`."""
 
-    def __init__(self, handlers: dict[str, Any], refuse: Callable[[str], Any]) -> None:
-        self._handlers = handlers
+    def __init__(
+        self, handlers: dict[str, Any], refuse: Callable[[str], Any], half_open: HalfOpen
+    ) -> None:
+        self._handlers = {method: _reading(h, half_open) for method, h in handlers.items()}
         self._refuse = refuse
+        self._half_open = half_open
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = handler_call_details.method
-        return self._handlers.get(method) or self._refuse(method)
+        return self._handlers.get(method) or _reading(self._refuse(method), self._half_open)
+
+
+def _reading(handler: Any, half_open: HalfOpen) -> Any:
+    """Let a handler of unary requests read its message itself.
+
+    grpcio would wait for it before we see the call, for as long as the caller likes.
+    """
+    if handler.request_streaming:
+        return handler
+
+    def first(messages: Iterator[bytes], context: Any) -> bytes:
+        try:
+            return half_open.first(messages, context)
+        except SealwardError as error:
+            status.abort(context, error)
+
+    if handler.response_streaming:
+        stream = handler.unary_stream
+        return grpc.stream_stream_rpc_method_handler(
+            lambda messages, context: stream(first(messages, context), context)
+        )
+    unary = handler.unary_unary
+    return grpc.stream_unary_rpc_method_handler(
+        lambda messages, context: unary(first(messages, context), context)
+    )
 
 
 class GrpcServer:
@@ -92,10 +122,11 @@ class GrpcServer:
         handlers.update({m: unrecorded.wrap(m, h) for m, h in plain.handlers.items()})
         handlers.update(hot)
         ctx.health.serve(names)
+        self._half_open = HalfOpen(settings.workers, self._who)
         age_ms = settings.certificate_seconds * 1000 // 5
         self._server = grpc.server(
             ThreadPoolExecutor(settings.workers, thread_name_prefix="rpc"),
-            handlers=[_Router(handlers, self._chain.refuse)],
+            handlers=[_Router(handlers, self._chain.refuse, self._half_open)],
             # Above the threads some calls may wait for one; more are refused at once.
             maximum_concurrent_rpcs=2 * settings.workers,
             options=[
@@ -121,6 +152,7 @@ class GrpcServer:
 
     def start(self) -> None:
         """Serve."""
+        self._half_open.start()
         self._server.start()
 
     def drain(self, grace: float) -> None:
@@ -130,3 +162,10 @@ class GrpcServer:
         for front in self._fronts:
             front.close()
         self._server.stop(grace).wait(grace + 1.0)
+        self._half_open.stop()
+
+    def _who(self, context: Any) -> str:
+        try:
+            return self._ctx.peers.read(context).identity.uri
+        except SealwardError:
+            return ""

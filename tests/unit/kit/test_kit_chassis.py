@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from sealward.kit.health import Health
 from sealward.kit.identity import PeerReader, parse_identity
 from sealward.kit.logging import get_logger
 from sealward.kit.metrics import ServerMetrics
-from sealward.kit.reasons import CODES, Reason
+from sealward.kit.reasons import CODES, Code, Reason
 from sealward.kit.seam import Answer, OutCall
 from sealward.kit.server import GrpcServer
 from sealward.kit.settings import ServiceSettings, load, settings_config
@@ -268,6 +269,53 @@ def test_refusals_without_a_handler_are_recorded(rig: Rig) -> None:
     ]
 
 
+def test_calls_without_a_message_hold_up_nobody(rig: Rig) -> None:
+    release = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        release.wait(60)
+        yield from ()
+
+    with rig.as_("user/mallory") as flood, rig.as_("service/audit") as channel:
+        calls = [
+            flood.stream_unary(method).future(nothing())
+            for method in (INFER, "/sealward.api.keys.v1.KeysService/GetStatus", "/a/b")
+            for _ in range(40)
+        ]
+        stub = keys_pb2_grpc.KeysServiceStub(channel)
+        deadline = time.monotonic() + 30
+        states: list[str] = []
+        while not states and time.monotonic() < deadline:
+            with suppress(grpc.RpcError):
+                states.append(stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state)
+        assert states == ["ready"]
+        for call in calls:
+            call.cancel()
+        release.set()
+
+
+def test_a_call_without_a_message_is_none_with_an_empty_one(rig: Rig) -> None:
+    with rig.as_("service/audit") as channel:
+        ask = channel.stream_unary("/sealward.api.keys.v1.KeysService/GetStatus")
+        answer = ask(iter([b""]), timeout=10)
+        assert keys_pb2.GetStatusResponse.FromString(answer).state == "ready"
+        assert info_of(failing(ask, iter([]))).reason == "REQUEST_MALFORMED"
+
+
+def test_streams_of_answers_are_few(rig: Rig) -> None:
+    with rig.as_("user/mallory") as flood, rig.as_("user/ann") as channel:
+        watch = "/grpc.health.v1.Health/Watch"
+        streams = [flood.unary_stream(watch)(b"") for _ in range(4)]
+        assert all(next(stream) for stream in streams)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(flood.unary_stream(watch)(b"", timeout=10))
+        assert info_of(caught.value).reason == "OVERLOADED"
+        other = channel.unary_stream(watch)(b"", timeout=10)
+        assert next(other)
+        for stream in [*streams, other]:
+            stream.cancel()
+
+
 def test_unary_front_keeps_the_deadline(rig: Rig) -> None:
     with rig.as_("user/ann") as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(INFER)(b"x", timeout=0.3)
@@ -395,6 +443,38 @@ def test_calls_gather_while_messages_are_under_way(rig: Rig, authority: Any) -> 
     assert sorted(seen.broken) == [100, 101]
     serving.set()
     upstream.stop()
+
+
+def test_first_calls_at_once_are_all_counted() -> None:
+    metrics = ServerMetrics(CollectorRegistry())
+    threads = 2
+    inside = threading.Barrier(threads)
+
+    class Slow:
+        """Labels that come when both threads have asked, or a moment later."""
+
+        def labels(self, *values: str) -> Any:
+            with suppress(threading.BrokenBarrierError):
+                inside.wait(0.2)
+            return real.labels(*values)
+
+    real, metrics._seconds = metrics._seconds, Slow()  # type: ignore[assignment]
+    failed: list[BaseException] = []
+
+    def count() -> None:
+        try:
+            metrics.handled(INFER, Code.OK, 0.1)
+        except KeyError as error:
+            failed.append(error)
+
+    running = [threading.Thread(target=count) for _ in range(threads)]
+    running[0].start()
+    while not (metrics._bound or inside.n_waiting):
+        threading.Event().wait(0.001)
+    running[1].start()
+    for thread in running:
+        thread.join()
+    assert failed == []
 
 
 def test_settings_refuse_what_they_do_not_know(
