@@ -27,6 +27,9 @@ _MAX_DEPTH = 100
 _MAX_TAG = 2**32 - 1
 _MAX_LENGTH = 2**31 - 1
 _MASK64 = 2**64 - 1
+_NO_LIMIT = 2**31
+# Walking a field takes about a microsecond, and a field as little as two bytes of a message.
+_MAX_HEAD_FIELDS = 4096
 
 # Field numbers that ModelInferRequest and ModelInferResponse share (Open Inference Protocol v2).
 OIP_MODEL_NAME = 1
@@ -54,16 +57,19 @@ def read_varint(data: bytes, pos: int, *, most: int = 10) -> tuple[int, int]:
     raise WireError("varint too long")
 
 
-def scan(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+def scan(data: bytes, most: int = _NO_LIMIT) -> Iterator[tuple[int, int, int, int]]:
     """Yield (field number, wire type, start, end) of each top-level field, without copying.
 
     `data[start:end]` is the field's value: the varint's or fixed value's own bytes, or the content
     of a length-delimited field. A group is yielded once, with its content. Raise WireError where
-    the bytes end or are out of form.
+    the bytes end or are out of form, and after `most` fields, those in groups included.
     """
     pos = 0
     size = len(data)
     while pos < size:
+        most -= 1
+        if most < 0:
+            raise WireError("too many fields")
         tag = data[pos]
         if tag < 0x80:
             pos += 1
@@ -84,7 +90,7 @@ def scan(data: bytes) -> Iterator[tuple[int, int, int, int]]:
             yield number, BYTES, start, end
             pos = end
         elif wire_type == _GROUP_START:
-            end, after = _group(data, pos, number)
+            end, after, most = _group(data, pos, number, most)
             yield number, _GROUP_START, pos, end
             pos = after
         else:
@@ -124,10 +130,13 @@ def _skip(data: bytes, pos: int, wire_type: int) -> int:
     return end
 
 
-def _group(data: bytes, pos: int, number: int) -> tuple[int, int]:
-    """Return where the group's content ends, and where the next field begins."""
+def _group(data: bytes, pos: int, number: int, most: int) -> tuple[int, int, int]:
+    """Return where the group's content ends, where the next field begins, the rest of `most`."""
     open_groups = [number]
     while True:
+        most -= 1
+        if most < 0:
+            raise WireError("too many fields")
         before = pos
         tag, pos = _read_tag(data, pos)
         inner, wire_type = tag >> 3, tag & 7
@@ -141,7 +150,7 @@ def _group(data: bytes, pos: int, number: int) -> tuple[int, int]:
             if open_groups.pop() != inner:
                 raise WireError("group ends out of place")
             if not open_groups:
-                return before, pos
+                return before, pos, most
         else:
             pos = _skip(data, pos, wire_type)
 
@@ -174,11 +183,12 @@ def oip_head(message: bytes) -> tuple[str, str, str]:
     """Return (model_name, model_version, id) of a ModelInferRequest or ModelInferResponse.
 
     These are fields 1 to 3 of both. Walks every top-level field, whose number does not grow with
-    the tensors, and copies nothing else. Raise WireError when the message is out of form or one of
-    the three is not UTF-8 (a proto3 string must be).
+    the tensors, and copies nothing else. Raise WireError when the message is out of form, has more
+    than some thousands of such fields (one message of nothing else would hold up everybody) or one
+    of the three is not UTF-8 (a proto3 string must be).
     """
     name = version = ident = b""
-    for number, wire_type, start, end in scan(message):
+    for number, wire_type, start, end in scan(message, _MAX_HEAD_FIELDS):
         if number <= OIP_ID and wire_type == BYTES:
             if number == OIP_MODEL_NAME:
                 name = message[start:end]

@@ -33,6 +33,18 @@ def test_oip_head_does_not_look_into_groups_or_nested_messages() -> None:
 
 
 @pytest.mark.parametrize(
+    "filler",
+    [b"\x10\x00" * 5000, b"\x4b" + b"\x10\x00" * 5000 + b"\x4c", b"\x4b\x4c" * 3000],
+    ids=["fields", "in a group", "groups"],
+)
+def test_oip_head_gives_up_on_a_message_of_tiny_fields(filler: bytes) -> None:
+    message = wire.string_field(1, "name") + filler
+    assert oip.ModelInferRequest.FromString(message).model_name == "name"
+    with pytest.raises(wire.WireError, match="too many fields"):
+        wire.oip_head(message)
+
+
+@pytest.mark.parametrize(
     "message",
     [
         b"\x0a\x05abc",  # shorter than it says
