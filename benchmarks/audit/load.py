@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 import time
@@ -42,7 +43,7 @@ class Appender:
         self._channels = Channels(credentials, address, _SERVER)
         self._upstream = BatchUpstream(
             self._channels, APPEND, AppendRequest, AppendResponse, self._replied, self._broken,
-            log=get_logger("bench"), health=Health(), part="audit",
+            log=get_logger("bench", io.StringIO()), health=Health(), part="audit",
             unavailable=Reason.AUDIT_UNAVAILABLE, shared_field="checkpoint",
         )  # fmt: skip
         self._upstream.start()
