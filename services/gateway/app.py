@@ -91,16 +91,16 @@ class Gateway:
         )
         pool = make_pool(settings.redis_url, _secret(settings.redis_password_file))
         self._sealer = SessionSealer(pool, self._ring, log)
-        self._store = SessionStore(
-            pool, self._sealer, log,
-            idle_seconds=settings.idle_seconds, life_seconds=settings.life_seconds,
-            on_state=self._sessions_are,
-        )  # fmt: skip
-
         self._passwords = Passwords(queue=settings.login_queue)
         self._users = UserDirectory(
             settings.data_dir / "users.db", self._passwords, LoginThrottle(time.monotonic)
         )
+        self._store = SessionStore(
+            pool, self._sealer, self._users, log,
+            idle_seconds=settings.idle_seconds, life_seconds=settings.life_seconds,
+            on_state=self._sessions_are,
+        )  # fmt: skip
+
         policy = load_policy(settings.policy_file)
         authority = Authority(self._store, policy)
         denials = DenialLimit()

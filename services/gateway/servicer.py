@@ -58,8 +58,13 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
                     Reason.FIELD_INVALID, f"at most {_LONGEST_PASSWORD} characters", field=field
                 )
         user = self._users.authenticate(request.user, request.password, request.new_password)
+        generation = user.generation
+        if request.new_password:
+            # Whoever knew the old password may have a session.
+            self._store.end_all(user.user_id)
+            generation += 1
         token, session = self._store.create(
-            user.user_id, user.name, user.roles, call.peer.spki_sha256
+            user.user_id, user.name, user.roles, call.peer.spki_sha256, generation
         )
         note(call, Caller(identity, session))
         call.attributes[UNDO] = lambda: self._store.end(session)

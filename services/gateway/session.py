@@ -24,7 +24,8 @@ class Session:
     """Who logged in, with which certificate key, and until when.
 
     `session_id` is public and not the token. `spki` is the SHA-256 of the certificate's public key
-    (DER SPKI, 32 bytes). `created` and `expires` are seconds since the epoch.
+    (DER SPKI, 32 bytes). `created` and `expires` are seconds since the epoch. `generation` is the
+    user's at login: it rises when all sessions of a user end.
     """
 
     session_id: str
@@ -34,6 +35,7 @@ class Session:
     spki: bytes
     created: int
     expires: int
+    generation: int = 0
 
     def encode(self) -> bytes:
         """Write the session as JSON. The result is sealed before it leaves the process."""

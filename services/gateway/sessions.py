@@ -10,14 +10,19 @@ Redis holds, under `H = SHA-256(token)` in hexadecimal:
 
 Only `sess:` is tracked, so that putting off the idle end empties nobody's cache. Reads are answered
 from the cache while the invalidation link is fresh; while it is silent the store itself is asked.
+
+Whoever can write to the store can put old values back and take names out of a user's set. So the
+end of a session is written to the ledger (the user directory) before the store is told, and what
+the store holds is compared with it whenever it is read.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import redis
 import structlog
@@ -42,6 +47,7 @@ _BY_USER = "sess-user:"
 _LINGER_SECONDS = 600
 _SOCKET_SECONDS = 0.5
 _CAPACITY = 20_000
+_NAME = re.compile(rb"[0-9a-f]{64}")
 
 
 class Sealer(Protocol):
@@ -52,6 +58,19 @@ class Sealer(Protocol):
 
     def open(self, sealed: bytes, name: str) -> bytes:
         """Open; raise SEAL_BROKEN or KEYS_UNAVAILABLE."""
+
+
+class Ledger(Protocol):
+    """Remembers which sessions were ended, where the store cannot change it (users.py)."""
+
+    def live(self, session: Session) -> bool:
+        """Whether a session was not ended."""
+
+    def end_session(self, session_id: str, until: int) -> None:
+        """Remember the end of one session until then, seconds since the epoch."""
+
+    def end_sessions(self, user_id: str) -> None:
+        """Remember the end of every session that a user has now."""
 
 
 class _Entry:
@@ -90,6 +109,7 @@ class SessionStore:
         self,
         pool: redis.ConnectionPool,
         sealer: Sealer,
+        ledger: Ledger,
         log: structlog.typing.FilteringBoundLogger,
         *,
         idle_seconds: int,
@@ -99,6 +119,7 @@ class SessionStore:
         self.idle_seconds = idle_seconds
         self._life_seconds = life_seconds
         self._sealer = sealer
+        self._ledger = ledger
         self._redis = redis.Redis(connection_pool=pool)
         self._lock = threading.Lock()
         self._cache: dict[str, _Entry] = {}
@@ -167,14 +188,19 @@ class SessionStore:
         return session
 
     def create(
-        self, user_id: str, user: str, roles: Sequence[str], spki: bytes
+        self, user_id: str, user: str, roles: Sequence[str], spki: bytes, generation: int = 0
     ) -> tuple[str, Session]:
-        """Make a session; return its token and the session."""
+        """Make a session; return its token and the session.
+
+        `generation` is the user's from before the password was checked: whoever was disabled in
+        the meantime has no session.
+        """
         now = int(time.time())
         token = new_token()
         name = token_hash(token)
         session = Session(
-            new_session_id(), user_id, user, tuple(roles), spki, now, now + self._life_seconds
+            *(new_session_id(), user_id, user, tuple(roles), spki),
+            *(now, now + self._life_seconds, generation),
         )
         sealed = self._sealer.seal(session.encode(), name)
         gone = session.expires + _LINGER_SECONDS
@@ -193,11 +219,16 @@ class SessionStore:
 
     def end_by_id(self, session_id: str) -> bool:
         """End the session with this public id; return whether it was still there."""
+        until = int(time.time()) + self._life_seconds + _LINGER_SECONDS
+        self._ledger.end_session(session_id, until)
+        self._drop(lambda session: session.session_id == session_id)
         found = self._run(lambda: self._redis.get(_BY_ID + session_id))
-        return found is not None and self._end([cast("bytes", found).decode()]) == 1
+        return self._end(_well_formed([] if found is None else [found])) == 1
 
     def end_all(self, user_id: str) -> int:
         """End all of a user's sessions; return how many were still there."""
+        self._ledger.end_sessions(user_id)
+        self._drop(lambda session: session.user_id == user_id)
         names = self._names(user_id)
         ended = self._end(names)
         self._run(lambda: self._redis.delete(_BY_USER + user_id))
@@ -213,8 +244,15 @@ class SessionStore:
                 if sealed is None or idle_ms <= 0:
                     gone.append(name)
                     continue
-                session = decode_session(self._sealer.open(sealed, name))
-                if time.time() < session.expires:
+                try:
+                    session = decode_session(self._sealer.open(sealed, name))
+                except SealwardError as error:
+                    if error.reason is not Reason.SEAL_BROKEN:
+                        raise
+                    # One value that somebody spoilt must not hide the others.
+                    self._log.warning("sessions.broken")
+                    continue
+                if time.time() < session.expires and self._ledger.live(session):
                     found.append(session)
             if gone:
                 self._forget(user_id, gone)
@@ -225,6 +263,8 @@ class SessionStore:
         if sealed is None:
             raise SealwardError(Reason.SESSION_INVALID, "the session token is not known")
         session = decode_session(self._sealer.open(sealed, name))
+        if not self._ledger.live(session):
+            raise SealwardError(Reason.SESSION_INVALID, "the session token is not known")
         if idle_ms <= 0 or time.time() >= session.expires:
             self._cache.pop(name, None)
             raise SealwardError(Reason.SESSION_EXPIRED, "the session is over: log in again")
@@ -243,8 +283,7 @@ class SessionStore:
         self._run(lambda: self._redis.srem(_BY_USER + user_id, *names))
 
     def _names(self, user_id: str) -> list[str]:
-        found = self._run(lambda: self._redis.smembers(_BY_USER + user_id))
-        return sorted(name.decode() for name in cast("set[bytes]", found))
+        return sorted(_well_formed(self._run(lambda: self._redis.smembers(_BY_USER + user_id))))
 
     def _end(self, names: Sequence[str]) -> int:
         if not names:
@@ -258,6 +297,14 @@ class SessionStore:
             results = self._run(pipe.execute)
         # Our own reads between the pop above and the deletion are dropped by the invalidation.
         return int(sum(results[::2]))
+
+    def _drop(self, ended: Callable[[Session], bool]) -> None:
+        """Forget cached sessions, whatever the store says of them, and what is being read."""
+        with self._lock:
+            self._reading.clear()
+            for name, entry in list(self._cache.items()):
+                if ended(entry.session):
+                    self._cache.pop(name, None)
 
     def _invalid(self, keys: Sequence[bytes] | None) -> None:
         with self._lock:
@@ -292,6 +339,11 @@ class SessionStore:
             return operation()
         except STORE_ERRORS:
             raise _unavailable() from None
+
+
+def _well_formed(names: Iterable[bytes]) -> list[str]:
+    """Leave out what no gateway wrote."""
+    return [name.decode() for name in names if _NAME.fullmatch(name)]
 
 
 def _check_spki(session: Session, spki: bytes) -> None:

@@ -1,6 +1,7 @@
 """The user directory: SQLite, committed to the disk before anybody is told.
 
-A user is never deleted, so neither an id nor a name ever comes to mean somebody else.
+A user is never deleted, so neither an id nor a name ever comes to mean somebody else. Which
+sessions were ended stands in here too: the session store is not trusted to forget them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sealward.kit.enroll import write_private
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from services.gateway.passwords import Passwords, check_new
+from services.gateway.session import Session
 from services.gateway.throttle import LoginThrottle
 
 ROLES = (
@@ -41,15 +43,26 @@ CREATE TABLE IF NOT EXISTS user (
   secret   TEXT NOT NULL,
   one_time INTEGER NOT NULL,
   disabled INTEGER NOT NULL DEFAULT 0,
-  created  INTEGER NOT NULL
+  created  INTEGER NOT NULL,
+  generation INTEGER NOT NULL DEFAULT 0
 ) STRICT
 """
-_COLUMNS = "user_id, name, roles, secret, one_time, disabled, created"
+_GENERATION = "ALTER TABLE user ADD COLUMN generation INTEGER NOT NULL DEFAULT 0"
+_ENDED = """
+CREATE TABLE IF NOT EXISTS ended_session (
+  session_id TEXT PRIMARY KEY,
+  until      INTEGER NOT NULL
+) STRICT
+"""
+_COLUMNS = "user_id, name, roles, secret, one_time, disabled, created, generation"
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user without the password. `created` is in seconds since the epoch."""
+    """A user without the password. `created` is in seconds since the epoch.
+
+    `generation` rises when all of the user's sessions end.
+    """
 
     user_id: str
     name: str
@@ -57,6 +70,7 @@ class User:
     one_time: bool
     disabled: bool
     created: int
+    generation: int = 0
 
 
 class UserDirectory:
@@ -71,6 +85,10 @@ class UserDirectory:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_SCHEMA)
+            columns = [row[1] for row in self._db.execute("PRAGMA table_info(user)")]
+            if "generation" not in columns:
+                self._db.execute(_GENERATION)
+            self._db.execute(_ENDED)
             path.chmod(0o600)
         except (sqlite3.Error, OSError):
             raise StartupError(f"the user directory {path.name} cannot be opened") from None
@@ -114,11 +132,12 @@ class UserDirectory:
         )
         row = (
             *(user.user_id, name, json.dumps(user.roles), secret),
-            *(int(one_time), 0, user.created),
+            *(int(one_time), 0, user.created, 0),
         )
         try:
             with self._lock:
-                self._db.execute(f"INSERT INTO user ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
+                marks = ", ".join("?" * len(row))
+                self._db.execute(f"INSERT INTO user ({_COLUMNS}) VALUES ({marks})", row)  # noqa: S608
         except sqlite3.IntegrityError:
             raise _exists() from None
         return user
@@ -142,6 +161,33 @@ class UserDirectory:
         if user is None:
             raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
         return user
+
+    def live(self, session: Session) -> bool:
+        """Whether a session that the store holds was not ended: alone, or all of its user's."""
+        with self._lock:
+            user = self._db.execute(
+                "SELECT 1 FROM user WHERE user_id = ? AND generation = ? AND disabled = 0",
+                (session.user_id, session.generation),
+            ).fetchone()
+            ended = self._db.execute(
+                "SELECT 1 FROM ended_session WHERE session_id = ?", (session.session_id,)
+            ).fetchone()
+        return user is not None and ended is None
+
+    def end_session(self, session_id: str, until: int) -> None:
+        """Remember that a session was ended; `until` (epoch seconds) it would have expired."""
+        with self._lock:
+            self._db.execute("DELETE FROM ended_session WHERE until < ?", (int(time.time()),))
+            self._db.execute(
+                "INSERT OR REPLACE INTO ended_session VALUES (?, ?)", (session_id, until)
+            )
+
+    def end_sessions(self, user_id: str) -> None:
+        """Remember that every session that a user has now was ended."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE user SET generation = generation + 1 WHERE user_id = ?", (user_id,)
+            )
 
     def authenticate(self, name: str, password: str, new_password: str = "") -> User:
         """Check a password, and change it when a new one is given.
@@ -192,7 +238,7 @@ class UserDirectory:
 
 
 def _user(row: tuple[object, ...]) -> User:
-    user_id, name, roles, _, one_time, disabled, created = row
+    user_id, name, roles, _, one_time, disabled, created, generation = row
     return User(
         str(user_id),
         str(name),
@@ -200,6 +246,7 @@ def _user(row: tuple[object, ...]) -> User:
         bool(one_time),
         bool(disabled),
         int(str(created)),
+        int(str(generation)),
     )
 
 

@@ -90,11 +90,11 @@ class Suite:
         log = structlog.get_logger()
         self.ready = True
         self.states: list[bool] = []
+        self.users = UserDirectory(folder / "users.db", Passwords(CHEAP), LoginThrottle(lambda: 0))
         self.store = SessionStore(
-            make_pool(f"unix://{server.unix_socket_path}"), PlainSealer(), log,
+            make_pool(f"unix://{server.unix_socket_path}"), PlainSealer(), self.users, log,
             idle_seconds=60, life_seconds=600, on_state=self.states.append,
         )  # fmt: skip
-        self.users = UserDirectory(folder / "users.db", Passwords(CHEAP), LoginThrottle(lambda: 0))
         policy = load_policy(None)
         exchange = Exchange(audit_lost, audit_lost)
         self.audit = Audit(exchange)
@@ -279,6 +279,44 @@ def test_a_disabled_user_is_out_at_once(suite: Suite) -> None:
     login = pb.LoginRequest(user="ada", password=PASSWORD)
     again = lambda: suite.call("SessionService.Login", login, user("ada"))  # noqa: E731
     assert refusal(again) is Reason.LOGIN_FAILED
+
+
+def test_a_user_disabled_while_the_password_is_checked_has_no_session(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.users.create("ada", ["clinician"], PASSWORD, one_time=False)
+    create = suite.store.create
+
+    def late(*arguments: Any) -> Any:
+        suite.call("UserService.DisableUser", pb.DisableUserRequest(user="ada"), ADMIN)
+        return create(*arguments)
+
+    monkeypatch.setattr(suite.store, "create", late)
+    token = suite.login("ada")
+    out = lambda: suite.call(  # noqa: E731
+        "SessionService.Logout", pb.LogoutRequest(), user("ada"), token
+    )
+    assert refusal(out) is Reason.SESSION_INVALID
+
+
+def test_a_new_password_ends_the_sessions_of_the_old_one(suite: Suite) -> None:
+    tokens = [suite.login("ada", "clinician") for _ in range(2)]
+    change = pb.LoginRequest(user="ada", password=PASSWORD, new_password=PASSWORD + "!")
+    fresh = suite.call("SessionService.Login", change, user("ada")).token
+    spki = user("ada").spki_sha256
+    for token in tokens:
+        assert refusal(lambda t=token: suite.store.load(token_hash(t), spki)) is (  # type: ignore[misc]
+            Reason.SESSION_INVALID
+        )
+    assert suite.store.load(token_hash(fresh), spki).user == "ada"
+
+
+def test_several_sessions_of_a_user_live_side_by_side(suite: Suite) -> None:
+    tokens = [suite.login("ada", "clinician") for _ in range(2)]
+    spki = user("ada").spki_sha256
+    assert len({suite.store.load(token_hash(token), spki).session_id for token in tokens}) == 2
+    suite.call("SessionService.Logout", pb.LogoutRequest(), user("ada"), tokens[0])
+    assert suite.store.load(token_hash(tokens[1]), spki).user == "ada"
 
 
 def test_sessions_are_listed_and_revoked(suite: Suite) -> None:

@@ -38,6 +38,25 @@ class BoundSealer:
         return hmac.digest(b"test key", name.encode() + plaintext, hashlib.sha256)
 
 
+class Ledger:
+    """What the user directory remembers of ended sessions."""
+
+    def __init__(self) -> None:
+        self.generations: dict[str, int] = {}
+        self.ended: set[str] = set()
+
+    def live(self, session: Session) -> bool:
+        generation = self.generations.get(session.user_id, 0)
+        return session.generation == generation and session.session_id not in self.ended
+
+    def end_session(self, session_id: str, until: int) -> None:
+        assert until > time.time()
+        self.ended.add(session_id)
+
+    def end_sessions(self, user_id: str) -> None:
+        self.generations[user_id] = self.generations.get(user_id, 0) + 1
+
+
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -71,6 +90,7 @@ def server(tmp_path: Path) -> Iterator[ValkeyServer]:
 @pytest.fixture
 def open_store(server: ValkeyServer) -> Iterator[Callable[..., SessionStore]]:
     opened: list[SessionStore] = []
+    ledger = Ledger()
 
     def make(**changes: Any) -> SessionStore:
         ready: list[bool] = []
@@ -78,6 +98,7 @@ def open_store(server: ValkeyServer) -> Iterator[Callable[..., SessionStore]]:
         store = SessionStore(
             make_pool(f"unix://{server.unix_socket_path}"),
             BoundSealer(),
+            ledger,
             structlog.get_logger(),
             **options,
         )
@@ -169,6 +190,53 @@ def test_a_value_moved_to_another_token_does_not_open(
     two, _ = store.create("u2", "bob", ["clinician"], SPKI)
     store._redis.copy("sess:" + token_hash(one), "sess:" + token_hash(two), replace=True)
     assert reason(lambda: store.load(token_hash(two), SPKI)) is Reason.SEAL_BROKEN
+
+
+@pytest.mark.parametrize("how", ["alone", "all"])
+def test_what_is_put_back_into_the_store_does_not_bring_an_ended_session_back(
+    open_store: Callable[..., SessionStore], how: str
+) -> None:
+    store = open_store()
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    keys = [key for key in store._redis.scan_iter() if store._redis.type(key) == b"string"]
+    before = {key: store._redis.dump(key) for key in keys}
+    assert store.end_all("u1") if how == "all" else store.end(made)
+    for key, value in before.items():
+        store._redis.restore(key, 60_000, value, replace=True)
+    store._redis.sadd("sess-user:u1", name)
+    assert reason(lambda: store.load(name, SPKI)) is Reason.SESSION_INVALID
+    assert store.of_users(["u1"]) == []
+
+
+@pytest.mark.parametrize("how", ["alone", "all"])
+def test_a_session_that_the_store_hides_ends_all_the_same(
+    open_store: Callable[..., SessionStore], how: str
+) -> None:
+    store = open_store()
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    cached(store, name)
+    store._redis.delete("sess-user:u1", f"sess-id:{made.session_id}")
+    assert not (store.end_all("u1") if how == "all" else store.end(made))
+    assert store.find(name, SPKI) is None
+    assert reason(lambda: store.load(name, SPKI)) is Reason.SESSION_INVALID
+
+
+def test_garbage_in_the_store_hides_no_session_and_keeps_none_alive(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    store = open_store()
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
+    spoilt = "a" * 64
+    store._redis.set("sess:" + spoilt, b"garbage")
+    store._redis.set("sess-idle:" + spoilt, b"1", ex=60)
+    store._redis.sadd("sess-user:u1", spoilt, b"\xff\xfe", "../x")
+    assert store.of_users(["u1"]) == [made]
+    assert store.end_all("u1")
+    assert reason(lambda: store.load(token_hash(token), SPKI)) is Reason.SESSION_INVALID
+    store._redis.set("sess-id:" + made.session_id, b"\xff")
+    assert not store.end(made)
 
 
 def test_without_the_server_nothing_is_found_and_with_it_the_store_heals(

@@ -1,8 +1,11 @@
 """The user directory, passwords and the wait after failed logins."""
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import argon2
@@ -11,8 +14,9 @@ import pytest
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from services.gateway.passwords import Passwords
+from services.gateway.session import Session
 from services.gateway.throttle import LoginThrottle
-from services.gateway.users import UserDirectory
+from services.gateway.users import User, UserDirectory
 
 PASSWORD = "a long enough password"
 NEW = "another long password"
@@ -227,4 +231,60 @@ def test_more_logins_than_the_queue_takes_are_refused_at_once() -> None:
     first.join()
     second.join()
     assert passwords.verify(passwords.hash(PASSWORD), PASSWORD)
+    passwords.close()
+
+
+def session(user: User, session_id: str = "5" * 32) -> Session:
+    return Session(
+        session_id, user.user_id, user.name, user.roles, b"s" * 32, 0, 2**31, user.generation
+    )
+
+
+def test_ended_sessions_stay_ended(users: UserDirectory, tmp_path: Path, clock: Clock) -> None:
+    ada = users.create("ada", ["clinician"], PASSWORD, one_time=False)
+    one, two = session(ada), session(ada, "6" * 32)
+    assert users.live(one)
+    assert not users.live(session(replace(ada, user_id="0" * 32)))
+    users.end_session(one.session_id, 2**31)
+    assert not users.live(one)
+    assert users.live(two)
+    users.end_sessions(ada.user_id)
+    assert not users.live(two)
+    again = users.get("ada")
+    assert again is not None
+    assert users.live(session(again, "7" * 32))
+    passwords = Passwords(CHEAP)
+    reopened = UserDirectory(tmp_path / "users.db", passwords, LoginThrottle(clock))
+    assert [reopened.live(s) for s in (one, two)] == [False, False]
+    reopened.close()
+    passwords.close()
+    users.disable("ada")
+    assert not users.live(session(again, "7" * 32))
+
+
+def test_ended_sessions_are_forgotten_when_they_would_have_expired(users: UserDirectory) -> None:
+    ada = users.create("ada", ["clinician"], PASSWORD, one_time=False)
+    users.end_session("5" * 32, 1)
+    users.end_session("6" * 32, 2**31)
+    assert users.live(session(ada, "5" * 32))
+    assert not users.live(session(ada, "6" * 32))
+
+
+def test_a_directory_from_before_sessions_had_generations_opens(
+    tmp_path: Path, clock: Clock
+) -> None:
+    path = tmp_path / "old.db"
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute(
+            "CREATE TABLE user (user_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE,"
+            " roles TEXT NOT NULL, secret TEXT NOT NULL, one_time INTEGER NOT NULL,"
+            " disabled INTEGER NOT NULL DEFAULT 0, created INTEGER NOT NULL) STRICT"
+        )
+        old.execute("INSERT INTO user VALUES ('u1', 'ada', '[\"clinician\"]', 'x', 0, 0, 7)")
+    passwords = Passwords(CHEAP)
+    directory = UserDirectory(path, passwords, LoginThrottle(clock))
+    ada = directory.get("ada")
+    assert ada == User("u1", "ada", ("clinician",), False, False, 7)
+    assert directory.live(session(ada))
+    directory.close()
     passwords.close()
