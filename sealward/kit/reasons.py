@@ -89,6 +89,11 @@ class Reason(IntEnum):
     KEYSTORE_UNAVAILABLE = 81
     CERTIFICATE_REQUEST_INVALID = 82
 
+    # Retention
+    LOG_PURGED = 90
+    LOG_STATE = 91
+    LOG_RETAINED = 92
+
 
 CODES: Mapping[Reason, Code] = MappingProxyType(
     {
@@ -122,5 +127,8 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.CANCELLED: Code.CANCELLED,
         Reason.SEAL_BROKEN: Code.DATA_LOSS,
         Reason.KEYSTORE_UNAVAILABLE: Code.UNAVAILABLE,
+        Reason.LOG_PURGED: Code.FAILED_PRECONDITION,
+        Reason.LOG_STATE: Code.FAILED_PRECONDITION,
+        Reason.LOG_RETAINED: Code.FAILED_PRECONDITION,
     }
 )

@@ -43,6 +43,24 @@ class TiledTree:
         self._size = 0
         self._edge: tuple[int, list[bytes]] = (0, [EMPTY_ROOT])
 
+    @classmethod
+    def restored(cls, load: Load, roots: bytes, part: bytes, cached: int = _CACHED) -> "TiledTree":
+        """Return the tree whose full tiles have these roots, followed by these leaf hashes.
+
+        Both joined; `part` is less than a tile. Nothing is loaded. Whether it is the right tree
+        the caller sees by its root. Raises ValueError for values that cannot be.
+        """
+        if len(roots) % HASH_SIZE or len(part) % HASH_SIZE or len(part) >= TILE_WIDTH * HASH_SIZE:
+            raise ValueError("joined hashes of another length")
+        tree = cls(load, cached)
+        tree._upper.append(_split(roots))
+        full = len(roots) // HASH_SIZE
+        tree._part = (full, [bytearray() for _ in _LEVELS])
+        tree._size = full * TILE_WIDTH
+        if part:
+            tree._fill(_split(part))
+        return tree
+
     @property
     def size(self) -> int:
         """The number of leaves."""
@@ -239,6 +257,10 @@ class TiledTree:
             edge.append(current)
         self._edge = (size, edge)
         return edge
+
+
+def _split(joined: bytes) -> list[bytes]:
+    return [joined[i : i + HASH_SIZE] for i in range(0, len(joined), HASH_SIZE)]
 
 
 def _extend(above: bytearray, below: bytes | bytearray) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
@@ -17,23 +16,18 @@ from sealward.kit.grpcio_front import BatchFront
 from sealward.kit.identity import parse_identity, spiffe_id
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.server import GrpcServer
+from services.audit.backend import FileBackend, Places
 from services.audit.committer import Committer, MeteredAppender
-from services.audit.digests import IndexKeys
-from services.audit.entry import EntryMaker
+from services.audit.entry import DEFAULT_TENANT
 from services.audit.events import OwnEvents
-from services.audit.index import Row
-from services.audit.indexer import Indexer
 from services.audit.ingest_otlp import TraceIngest, add_to_server
-from services.audit.log import Log
 from services.audit.metrics import AuditMetrics
-from services.audit.origin import open_log_keys
-from services.audit.publisher import Publisher, check_published, write_vkey
 from services.audit.pump import AppendPump
-from services.audit.segments import Segments
+from services.audit.rollover import Rollover
 from services.audit.servicer import AuditServicer
 from services.audit.settings import AuditSettings
-from services.audit.sqlite_index import SqliteIndex
-from services.audit.sqlite_store import SqliteStore
+from services.audit.shard import Hooks, Parts, Shard
+from services.audit.shards import TenantMaker
 from services.audit.store import StoreError
 
 APPEND = "/sealward.api.audit.v1.AuditService/Append"
@@ -58,42 +52,21 @@ class AuditApp:
             KeysServiceSource(self._channels),
             on_ready=lambda ready: ctx.health.set("keys", ready=ready),
         )
-        self._store = SqliteStore(settings.data_dir / "log.db")
-        year = dt.datetime.now(dt.UTC).year
-        keys = _patiently(
-            lambda: open_log_keys(self._store, self._ring, settings.trust_domain, year),
-            settings.start_seconds,
-        )
-        segments = Segments(self._store, self._ring, keys.origin, entries=settings.segment_entries)
-        index_keys = IndexKeys(keys.index.use)
-        self._index = SqliteIndex(settings.data_dir / "index.db", keys.origin)
-        self._log = Log(
-            self._store,
-            segments,
-            index_keys,
-            keys.signer,
-            on_change=self._changed,
-            on_rows=self._indexed,
-            on_full=self._on_full,
-            on_broken=self._on_broken,
-        )
-        self._indexer = Indexer(
-            self._index, self._store, segments.open, lambda: self._log.head[0], ctx.log
-        )
-        folder = settings.data_dir / "log"
-        if not check_published(folder, keys.signer.verifier, self._log):
-            ctx.log.warning("publisher.torn-checkpoint")
-        write_vkey(settings.data_dir / "log.vkey", keys.signer.vkey)
-        self._publisher = Publisher(
-            self._log,
-            self._store,
-            folder,
+        parts = Parts(
+            FileBackend(),
+            self._ring,
+            settings.trust_domain,
             ctx.log,
-            interval=settings.publish_ms / 1000,
-            on_published=self._on_published,
+            settings.segment_entries,
+            settings.publish_ms / 1000,
+            Hooks(self._on_size, self._on_published, self._on_full, self._on_broken),
         )
-        maker = EntryMaker(index_keys)
-        appender = MeteredAppender(self._log, metrics)
+        self._rollover = Rollover(parts, Places(settings.data_dir))
+        self._shards = _patiently(
+            lambda: self._rollover.open(settings.tenant_names), settings.start_seconds
+        )
+        maker = TenantMaker(self._shards)
+        appender = MeteredAppender(self._shards, metrics)
         identity = parse_identity(spiffe_id(settings.trust_domain, "service", "audit"))
         self._events = OwnEvents(lambda: self._committer, maker, identity, metrics, ctx.log)
         self._committer = Committer(
@@ -120,7 +93,7 @@ class AuditApp:
             self._events.conflicts,
             lambda reason: metrics.refused.labels(reason.name).inc(),
         )
-        servicer = AuditServicer(self._log, self._index, self._indexer, segments, index_keys)
+        servicer = AuditServicer(self._shards)
         self._server = GrpcServer(
             ctx,
             servicers=[
@@ -136,7 +109,8 @@ class AuditApp:
 
     def start(self) -> None:
         """Begin to serve."""
-        size, _ = self._log.head
+        log = self._shards.current().log
+        size, _ = log.head
         self._metrics.size.set(size)
         self._ctx.health.set("disk", ready=True)
         self._ctx.health.set("keys", ready=True)
@@ -146,12 +120,11 @@ class AuditApp:
         except SealwardError as error:
             # A full disk may have space again before anybody asks; it is shown and waited for.
             self._ctx.log.error("log.not-writable", reason=error.reason.name)
-        self._publisher.start()
-        self._indexer.start()
+        self._rollover.start()
         self._pump.start()
         self._keeper.start()
         self._server.start()
-        self._ctx.log.info("log.open", origin=self._log.origin, size=size)
+        self._ctx.log.info("log.open", origin=log.origin, size=size)
 
     def stop(self, grace: float) -> None:
         """Answer what was taken in, publish it, and release everything."""
@@ -160,23 +133,18 @@ class AuditApp:
         self._stopped.set()
         self._pump.join(max(1.0, ends - time.monotonic()))
         self._committer.close(max(1.0, ends - time.monotonic()))
-        self._publisher.stop(max(1.0, ends - time.monotonic()))
-        self._indexer.stop(max(1.0, ends - time.monotonic()))
+        self._rollover.stop(max(1.0, ends - time.monotonic()))
         self._ring.close()
         self._channels.close()
-        self._index.close()
-        self._store.close()
 
-    def _indexed(self, first: int, rows: Sequence[Row | None]) -> None:
-        self._indexer.committed(first, rows)
+    def _on_size(self, shard: Shard, size: int) -> None:
+        if shard.tenant == DEFAULT_TENANT:
+            self._metrics.size.set(size)
 
-    def _changed(self, size: int, _checkpoint: bytes) -> None:
-        self._metrics.size.set(size)
-        self._publisher.changed()
-
-    def _on_published(self, size: int) -> None:
-        self._metrics.published_size.set(size)
-        self._metrics.published_time.set(time.time())
+    def _on_published(self, shard: Shard, size: int) -> None:
+        if shard.tenant == DEFAULT_TENANT:
+            self._metrics.published_size.set(size)
+            self._metrics.published_time.set(time.time())
 
     def _on_full(self, full: bool) -> None:
         self._metrics.full.set(full)
@@ -196,12 +164,10 @@ class AuditApp:
         while not self._stopped.wait(_TICK_SECONDS):
             tick += 1
             try:
-                self._store.maintain()
+                self._rollover.tick()
             except StoreError as error:
                 self._on_broken(str(error))
                 return
-            self._index.maintain()
-            self._log.probe()
             if tick % _SUMMARY_TICKS == 0:
                 self._events.summarise()
 

@@ -7,7 +7,7 @@ digests are made here, so that no other service holds a key of the log.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -32,6 +32,9 @@ from services.audit.rows import row_of
 from services.audit.spanfields import SpanError
 from services.audit.spanfilter import SpanFilter
 from services.audit.store import EventKey
+
+DEFAULT_TENANT = "default"
+"""Whose log takes what names no tenant: exported spans and the service's own events among it."""
 
 MAX_RELEASING_BYTES = 2048
 """Bytes of a leaf that leaves in a receipt: trailers have to stay below 6 KiB."""
@@ -68,6 +71,29 @@ class Candidate(NamedTuple):
     key: EventKey
     row: Row | None
     dropped: int = 0
+    source: Source | None = None
+
+
+class Source(NamedTuple):
+    """What a candidate was made of, and by whom: a log that ended meanwhile is not to lose it."""
+
+    maker: EntryMaker
+    exported: bool
+    body: bytes
+    identity: Identity
+
+
+class Maker(Protocol):
+    """What makes candidates for whichever log takes them now (EntryMaker, shards.TenantMaker)."""
+
+    def appended(self, body: bytes, identity: Identity) -> Candidate:
+        """See EntryMaker."""
+
+    def exported(self, body: bytes, identity: Identity) -> Candidate:
+        """See EntryMaker."""
+
+    def own(self, event_id: bytes, span: bytes, identity: Identity, patient: str) -> Candidate:
+        """See EntryMaker."""
 
 
 class Producers:
@@ -95,10 +121,11 @@ class Producers:
 
 
 class EntryMaker:
-    """Makes candidates. Thread-safe."""
+    """Makes candidates for one log, under its keys. Thread-safe. `tenant` is whose log it is."""
 
-    def __init__(self, keys: IndexKeys) -> None:
+    def __init__(self, keys: IndexKeys, tenant: str = DEFAULT_TENANT) -> None:
         self._keys = keys
+        self.tenant = tenant
         self._producers = Producers()
         # The producer's name is never taken from the span.
         self._ours = SpanFilter(names.ALLOWED, (names.PRODUCER_ID,))
@@ -106,12 +133,10 @@ class EntryMaker:
 
     def appended(self, body: bytes, identity: Identity) -> Candidate:
         """Read a serialised Entry; raise SealwardError naming the field that is wrong."""
-        try:
-            entry = Entry.FromString(body)
-        except DecodeError:
-            raise SealwardError(
-                Reason.REQUEST_MALFORMED, "the entry is not a well-formed message"
-            ) from None
+        return self.of_entry(read_entry(body), body, identity)
+
+    def of_entry(self, entry: Entry, body: bytes, identity: Identity) -> Candidate:
+        """Make a candidate of an Entry and its serialised form; raise as `appended`."""
         _check_entry(entry)
         try:
             span = self._ours.filter(entry.span)
@@ -147,6 +172,7 @@ class EntryMaker:
             EventKey(entry.event_id, self._keys.fingerprint(body)),
             row_of(entry.event_id, span, values),
             span.dropped,
+            Source(self, False, body, identity),
         )
 
     def exported(self, body: bytes, identity: Identity) -> Candidate:
@@ -170,7 +196,16 @@ class EntryMaker:
             EventKey(event_id, self._keys.fingerprint(whole)),
             row_of(event_id, span, values),
             span.dropped,
+            Source(self, True, body, identity),
         )
+
+    def again(self, candidate: Candidate) -> Candidate:
+        """Make a candidate of another log's maker anew, under the keys of this log."""
+        source = candidate.source
+        if source is None or source.maker is self:
+            return candidate
+        make = self.exported if source.exported else self.appended
+        return make(source.body, source.identity)
 
     def own(self, event_id: bytes, span: bytes, identity: Identity, patient: str) -> Candidate:
         """Make an entry of the audit service's own; raise SealwardError."""
@@ -180,6 +215,16 @@ class EntryMaker:
             ).SerializeToString(),
             identity,
         )
+
+
+def read_entry(body: bytes) -> Entry:
+    """Parse a serialised Entry; raise SealwardError REQUEST_MALFORMED."""
+    try:
+        return Entry.FromString(body)
+    except DecodeError:
+        raise SealwardError(
+            Reason.REQUEST_MALFORMED, "the entry is not a well-formed message"
+        ) from None
 
 
 def derived_event_id(producer: str, trace_id: bytes, span_id: bytes) -> bytes:

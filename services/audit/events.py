@@ -28,7 +28,7 @@ from sealward.kit.spans import (
     attribute,
 )
 from services.audit.committer import Committer
-from services.audit.entry import Candidate, EntryMaker
+from services.audit.entry import Candidate, Maker
 from services.audit.log import Placed
 from services.audit.metrics import AuditMetrics
 
@@ -76,7 +76,7 @@ class OwnEvents:
     def __init__(
         self,
         committer: Callable[[], Committer],
-        maker: EntryMaker,
+        maker: Maker,
         identity: Identity,
         metrics: AuditMetrics,
         logger: structlog.typing.FilteringBoundLogger,

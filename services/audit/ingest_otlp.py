@@ -19,7 +19,7 @@ from sealward.kit.chain import peer_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
 from services.audit.committer import Committer
-from services.audit.entry import Candidate, EntryMaker
+from services.audit.entry import Candidate, Maker
 from services.audit.metrics import AuditMetrics
 from services.audit.spanfields import SpanError
 
@@ -29,7 +29,7 @@ SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 class TraceIngest:
     """TraceService/Export."""
 
-    def __init__(self, committer: Committer, maker: EntryMaker, metrics: AuditMetrics) -> None:
+    def __init__(self, committer: Committer, maker: Maker, metrics: AuditMetrics) -> None:
         self._committer = committer
         self._maker = maker
         self._metrics = metrics

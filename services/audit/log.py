@@ -10,13 +10,15 @@ made, so the head is all that has to be stored.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealward.tlog.errors import ProofError
+from sealward.tlog.leaf import EVENT_ID_SIZE
 from sealward.tlog.merkle import EMPTY_ROOT, Tree, leaf_hash, node_hash
 from sealward.tlog.note import Ed25519Signer
 from sealward.tlog.tiledtree import TiledTree
@@ -25,7 +27,7 @@ from services.audit.digests import IndexKeys
 from services.audit.entry import Candidate
 from services.audit.index import Row
 from services.audit.segments import Segments
-from services.audit.store import Head, LogStore, StoreBrokenError, StoreFullError
+from services.audit.store import EventKey, Head, LogStore, StoreBrokenError, StoreFullError
 
 _LOAD = 4096
 # As much as a batch needs: a few bytes find room where no batch does.
@@ -34,12 +36,17 @@ _PROBE_BYTES = 256 << 10
 
 @dataclass(slots=True)
 class Placed:
-    """Where an entry stands. `path` is its inclusion proof, joined. `repeated`: it was there."""
+    """Where an entry stands. `path` is its inclusion proof, joined. `repeated`: it was there.
+
+    `checkpoint` is what the path refers to where that is not the one of the whole batch: the entry
+    is in another log than the rest.
+    """
 
     index: int
     leaf: bytes
     path: bytes
     repeated: bool = False
+    checkpoint: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,79 +83,32 @@ class _Turns:
             self._condition.notify_all()
 
 
-class Log:
-    """One log. Thread-safe.
+class LogEndedError(Exception):
+    """The log has its last entry: nothing follows it here. Carries no data."""
 
-    `on_change` is told of each new head (size, checkpoint); `on_rows` of the rows of each batch
-    (index of the first, rows), in the order of the log and when they are durable; `on_full`
-    whether the disk is full; `on_broken` once, when the store failed for good: the process has to
-    stop then.
-    """
+
+class LogView:
+    """What a log answers about itself, whether it still grows or not. Thread-safe."""
 
     def __init__(
-        self,
-        store: LogStore,
-        segments: Segments,
-        keys: IndexKeys,
-        signer: Ed25519Signer,
-        *,
-        on_change: Callable[[int, bytes], None] = lambda _size, _checkpoint: None,
-        on_rows: Callable[[int, Sequence[Row | None]], None] = lambda _first, _rows: None,
-        on_full: Callable[[bool], None] = lambda _full: None,
-        on_broken: Callable[[str], None] = lambda _reason: None,
+        self, store: LogStore, tree: TiledTree, origin: str, head: tuple[int, bytes]
     ) -> None:
-        """Rebuild the tree from the store; raise StartupError when it is not the committed one."""
+        """Take a tree and the head (size, signed checkpoint) that belongs to it."""
         self._store = store
-        self._segments = segments
-        self._keys = keys
-        self._signer = signer
-        self._on_change = on_change
-        self._on_rows = on_rows
-        self._on_full = on_full
-        self._on_broken = on_broken
-        self._turns = _Turns()
-        self._broken = False
-        self._full = False
-        self._tree = load_tree(store)
+        self._tree = tree
+        self._origin = origin
         # One value, replaced as a whole: readers see size and checkpoint that belong together.
-        self._head = (self._tree.size, self._sign(self._tree.size, self._tree.root()))
+        self._head = head
 
     @property
     def origin(self) -> str:
         """The log's name."""
-        return self._signer.name
+        return self._origin
 
     @property
     def head(self) -> tuple[int, bytes]:
         """The newest size and its signed checkpoint."""
         return self._head
-
-    @property
-    def full(self) -> bool:
-        """True while the disk takes nothing."""
-        return self._full
-
-    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
-        """Append a batch and return when it is durable. `urgent`: an answer waits for it.
-
-        Each result is a Placed or the SealwardError ALREADY_EXISTS of an id that is taken by
-        another event. For errors of the whole batch raise SealwardError AUDIT_UNAVAILABLE or
-        KEYS_UNAVAILABLE: then nothing of it is in the log.
-        """
-        self._turns.take(urgent=urgent)
-        try:
-            if self._broken:
-                raise _unavailable("the audit log has failed")
-            return self._append(candidates)
-        except StoreFullError:
-            self._set_full(full=True)
-            raise _unavailable("the disk of the audit log is full") from None
-        except StoreBrokenError as error:
-            self._broken = True
-            self._on_broken(str(error))
-            raise _unavailable("the audit log has failed") from None
-        finally:
-            self._turns.give()
 
     def receipt(self, event_id: bytes) -> tuple[Placed, bytes]:
         """Return place and checkpoint of an event; raise SealwardError NOT_FOUND or StoreError."""
@@ -156,7 +116,7 @@ class Log:
         found = self._store.find((event_id,)).get(event_id)
         if found is None or found[0] >= size:
             raise SealwardError(Reason.NOT_FOUND, "no such event", field="event_id")
-        return self._placed(found[0], size), checkpoint
+        return self.placed(found[0], size), checkpoint
 
     def consistency(self, old: int, new: int) -> bytes:
         """Return the consistency proof between two sizes, joined.
@@ -179,6 +139,120 @@ class Log:
     def hashes(self, level: int, start: int, end: int) -> bytes:
         """Return the joined nodes [start, end) of a tree level, as tiles hold them."""
         return self._tree.nodes(level, start, end)
+
+    def placed(self, index: int, size: int, *, repeated: bool = False) -> Placed:
+        """Return the place of an entry in the tree of a size; raise StoreError."""
+        leaf = self._store.leaves(index, index + 1)[0]
+        try:
+            (path,) = self._tree.inclusions(index, index + 1, size)
+        except ProofError:
+            raise StoreBrokenError("stored hashes were changed") from None
+        return Placed(index, leaf, path, repeated)
+
+
+class Log(LogView):
+    """A log that grows. Thread-safe.
+
+    `on_change` is told of each new head (size, checkpoint); `on_rows` of the rows of each batch
+    (index of the first, rows), in the order of the log and when they are durable; `on_full`
+    whether the disk is full; `on_broken` once, when the store failed for good: the process has to
+    stop then.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        segments: Segments,
+        keys: IndexKeys,
+        signers: Sequence[Ed25519Signer],
+        *,
+        ended: bool = False,
+        on_change: Callable[[int, bytes], None] = lambda _size, _checkpoint: None,
+        on_rows: Callable[[int, Sequence[Row | None]], None] = lambda _first, _rows: None,
+        on_full: Callable[[bool], None] = lambda _full: None,
+        on_broken: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        """Rebuild the tree from the store; raise StartupError when it is not the committed one."""
+        tree = load_tree(store)
+        super().__init__(store, tree, signers[0].name, (0, b""))
+        self._segments = segments
+        self._keys = keys
+        self._signers = tuple(signers)
+        self._ended = ended
+        self._on_change = on_change
+        self._on_rows = on_rows
+        self._on_full = on_full
+        self._on_broken = on_broken
+        self._turns = _Turns()
+        self._broken = False
+        self._full = False
+        self._head = (tree.size, self._sign(tree.size, tree.root()))
+
+    @property
+    def full(self) -> bool:
+        """True while the disk takes nothing."""
+        return self._full
+
+    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+        """Append a batch and return when it is durable. `urgent`: an answer waits for it.
+
+        Each result is a Placed or the SealwardError ALREADY_EXISTS of an id that is taken by
+        another event. For errors of the whole batch raise SealwardError AUDIT_UNAVAILABLE or
+        KEYS_UNAVAILABLE, LogEndedError after the last entry: then nothing of it is in the log.
+        """
+        with self._turn(urgent=urgent):
+            if self._ended:
+                raise LogEndedError
+            return self._append(candidates)
+
+    def change(
+        self,
+        leaf: bytes,
+        *,
+        signers: Sequence[Ed25519Signer] | None = None,
+        ends: bool = False,
+    ) -> tuple[int, bytes]:
+        """Append an entry in clear that changes the log, unless it is there; return the head.
+
+        From its checkpoint on `signers` sign, the origin's own first; with `ends` it is the last
+        entry. Raise as `append`.
+        """
+        with self._turn(urgent=True):
+            event_id = leaf[1 : 1 + EVENT_ID_SIZE]
+            if event_id not in self._store.find((event_id,)):
+                if self._ended:
+                    raise LogEndedError
+                self._signers = tuple(signers or self._signers)
+                # Its id is drawn here and its text public: there is no fingerprint to hide.
+                key = EventKey(event_id, leaf_hash(leaf)[:16])
+                self._commit(self._tree.size, [leaf], [key], [None])
+            self._ended = self._ended or ends
+            return self._head
+
+    def sign_with(self, signers: Sequence[Ed25519Signer]) -> None:
+        """Let others sign from the newest checkpoint on: keys that the log has announced."""
+        with self._turn(urgent=True):
+            self._signers = tuple(signers)
+            size = self._tree.size
+            self._head = (size, self._sign(size, self._tree.root()))
+            self._on_change(*self._head)
+
+    @contextmanager
+    def _turn(self, *, urgent: bool) -> Iterator[None]:
+        self._turns.take(urgent=urgent)
+        try:
+            if self._broken:
+                raise _unavailable("the audit log has failed")
+            yield
+        except StoreFullError:
+            self._set_full(full=True)
+            raise _unavailable("the disk of the audit log is full") from None
+        except StoreBrokenError as error:
+            self._broken = True
+            self._on_broken(str(error))
+            raise _unavailable("the audit log has failed") from None
+        finally:
+            self._turns.give()
 
     def probe(self) -> None:
         """Find out whether a full disk has space again; quiet otherwise."""
@@ -228,35 +302,36 @@ class Log:
                 results.append(Placed(index, leaves[at], paths[at], index in used))
                 used.add(index)
             else:
-                results.append(self._placed(index, size, repeated=True))
+                results.append(self.placed(index, size, repeated=True))
         conflicts = [n for n, index in enumerate(places) if index < 0]
         return Committed(results, checkpoint, conflicts, len(fresh))
 
     def _store_new(self, first: int, fresh: Sequence[Candidate]) -> list[bytes]:
         sealed = self._segments.seal_all([(c.prefix, c.span) for c in fresh])
         leaves = [c.prefix + s for c, s in zip(fresh, sealed, strict=True)]
+        self._commit(first, leaves, [c.key for c in fresh], [c.row for c in fresh])
+        return leaves
+
+    def _commit(
+        self,
+        first: int,
+        leaves: Sequence[bytes],
+        keys: Sequence[EventKey],
+        rows: Sequence[Row | None],
+    ) -> None:
         hashes = [leaf_hash(leaf) for leaf in leaves]
         size = first + len(leaves)
         root = grown_root(self._tree, hashes)
-        self._store.commit(first, leaves, hashes, [c.key for c in fresh], Head(size, root))
+        self._store.commit(first, leaves, hashes, keys, Head(size, root))
         self._tree.append(hashes)
         self._head = (size, self._sign(size, root))
         if self._full:
             self._set_full(full=False)
-        self._on_rows(first, [c.row for c in fresh])
+        self._on_rows(first, rows)
         self._on_change(*self._head)
-        return leaves
-
-    def _placed(self, index: int, size: int, *, repeated: bool = False) -> Placed:
-        leaf = self._store.leaves(index, index + 1)[0]
-        try:
-            (path,) = self._tree.inclusions(index, index + 1, size)
-        except ProofError:
-            raise StoreBrokenError("stored hashes were changed") from None
-        return Placed(index, leaf, path, repeated)
 
     def _sign(self, size: int, root: bytes) -> bytes:
-        return sign_checkpoint(Checkpoint(self._signer.name, size, root), (self._signer,))
+        return sign_checkpoint(Checkpoint(self._origin, size, root), self._signers)
 
     def _set_full(self, *, full: bool) -> None:
         if full is not self._full:

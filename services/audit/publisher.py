@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from sealward.tlog.tiles import (
     tiles_at,
     tiles_between,
 )
-from services.audit.log import Log
+from services.audit.log import LogView
 from services.audit.store import LogStore
 
 _RETRY_SECONDS = 1.0
@@ -44,7 +44,7 @@ class Publisher:
 
     def __init__(
         self,
-        log: Log,
+        log: LogView,
         store: LogStore,
         folder: Path,
         logger: structlog.typing.FilteringBoundLogger,
@@ -194,7 +194,7 @@ class Publisher:
             self._outdated.append((time.monotonic() + self._linger, folder))
 
 
-def check_published(folder: Path, verifier: Verifier, log: Log) -> bool:
+def check_published(folder: Path, verifiers: Sequence[Verifier], log: LogView) -> bool:
     """Compare the published checkpoint with the log before anything new is signed.
 
     Raise StartupError when it is of a longer log or another tree (the store was rolled back or
@@ -202,7 +202,7 @@ def check_published(folder: Path, verifier: Verifier, log: Log) -> bool:
     be read as a checkpoint at all, as a crash may leave it: then it witnesses nothing.
     """
     try:
-        published = open_checkpoint((folder / CHECKPOINT_PATH).read_bytes(), (verifier,))
+        published = open_checkpoint((folder / CHECKPOINT_PATH).read_bytes(), verifiers)
     except FileNotFoundError:
         return True
     except SignatureError:
@@ -223,7 +223,7 @@ def check_published(folder: Path, verifier: Verifier, log: Log) -> bool:
 
 
 def write_vkey(path: Path, line: str) -> None:
-    """Write the verifier key file: one line, mode 0600."""
+    """Write the verifier key file: one line a key, mode 0600."""
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

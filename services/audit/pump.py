@@ -16,7 +16,7 @@ from sealward.kit.logging import where
 from sealward.kit.reasons import Reason
 from sealward.kit.seam import Answer, Call, Front
 from services.audit.committer import Appender
-from services.audit.entry import Candidate, EntryMaker
+from services.audit.entry import Candidate, Maker
 from services.audit.log import Placed
 
 
@@ -27,7 +27,7 @@ class AppendPump:
         self,
         front: Front,
         log: Appender,
-        maker: EntryMaker,
+        maker: Maker,
         logger: structlog.typing.FilteringBoundLogger,
         on_conflicts: Callable[[Sequence[Candidate]], None],
         on_refused: Callable[[Reason], None] = lambda _reason: None,
@@ -52,17 +52,21 @@ class AppendPump:
     def _run(self) -> None:
         while calls := self._front.recv():
             try:
-                answers, checkpoint = self.handle(calls)
+                groups = self.handle(calls)
             except Exception as error:  # noqa: BLE001 - who waits must get an answer
                 self._logger.error(
                     "append.failed", error_type=type(error).__name__, where=where(error)
                 )
                 failed = SealwardError(Reason.INTERNAL, "internal error")
-                answers, checkpoint = [Answer(call.id, error=failed) for call in calls], b""
-            self._front.reply(answers, checkpoint)
+                groups = {b"": [Answer(call.id, error=failed) for call in calls]}
+            for checkpoint, answers in groups.items():
+                self._front.reply(answers, checkpoint)
 
-    def handle(self, calls: Sequence[Call]) -> tuple[list[Answer], bytes]:
-        """Append a batch of calls; return their answers and the checkpoint they share."""
+    def handle(self, calls: Sequence[Call]) -> dict[bytes, list[Answer]]:
+        """Append a batch of calls; return the answers by the checkpoint that they share.
+
+        One group is the rule: entries of one tenant, into one log. What has no receipt is with any.
+        """
         answers: list[Answer] = []
         accepted: list[Call] = []
         candidates: list[Candidate] = []
@@ -75,18 +79,23 @@ class AppendPump:
                 self._on_refused(error.reason)
                 answers.append(Answer(call.id, error=error))
         if not candidates:
-            return answers, b""
+            return {b"": answers}
         try:
             done = self._log.append(candidates, urgent=True)
         except SealwardError as error:
             answers += [Answer(call.id, error=error) for call in accepted]
-            return answers, b""
+            return {b"": answers}
+        groups = {done.checkpoint: answers}
         for call, result in zip(accepted, done.results, strict=True):
             if isinstance(result, Placed):
                 body = Receipt(log_index=result.index, leaf=result.leaf, path=result.path)
-                answers.append(Answer(call.id, body.SerializeToString()))
+                answer = Answer(call.id, body.SerializeToString())
+                if result.checkpoint:
+                    groups.setdefault(result.checkpoint, []).append(answer)
+                else:
+                    answers.append(answer)
             else:
                 answers.append(Answer(call.id, error=result))
         if done.conflicts:
             self._on_conflicts([candidates[n] for n in done.conflicts])
-        return answers, done.checkpoint
+        return groups

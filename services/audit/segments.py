@@ -27,8 +27,6 @@ from sealward.seal.entries import (
 from sealward.seal.errors import SealBrokenError
 from services.audit.store import LogStore
 
-TENANT = "default"
-_CONTEXT = EncryptionContext(TENANT, "audit-segment", "new")
 _OPENERS = 64
 
 
@@ -66,15 +64,22 @@ class _Current:
 
 
 class Segments:
-    """Seals and opens the entries of one log.
+    """Seals and opens the entries of one log, under keys of its tenant.
 
     `seal_all` is for the one thread that writes at a time; `open` is thread-safe. `entries` bounds
     the entries of a segment.
     """
 
     def __init__(
-        self, store: LogStore, ring: KeyRing, origin: str, *, entries: int = MAX_ENTRIES
+        self,
+        store: LogStore,
+        ring: KeyRing,
+        origin: str,
+        *,
+        tenant: str = "default",
+        entries: int = MAX_ENTRIES,
     ) -> None:
+        self._context = EncryptionContext(tenant, "audit-segment", "new")
         self._store = store
         self._ring = ring
         self._origin = origin
@@ -86,7 +91,7 @@ class Segments:
     def begin(self) -> None:
         """Begin a segment; raise SealwardError KEYS_UNAVAILABLE or StoreError."""
         segment_id = secrets.token_bytes(SEGMENT_ID_BYTES)
-        branch = self._ring.create(_CONTEXT.about(segment_id.hex()))
+        branch = self._ring.create(self._context.about(segment_id.hex()))
         self._store.put([(_name(segment_id), branch.wrapped)])
         old, self._current = (
             self._current,
@@ -126,7 +131,7 @@ class Segments:
         wrapped = self._store.get(_name(segment_id))
         if wrapped is None:
             raise _broken()
-        branch = self._ring.open(_CONTEXT.about(segment_id.hex()), wrapped)
+        branch = self._ring.open(self._context.about(segment_id.hex()), wrapped)
         found = (branch, EntryOpener(branch.use(), segment_id, self._origin))
         with self._lock:
             self._openers[segment_id] = found

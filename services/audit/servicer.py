@@ -15,13 +15,12 @@ from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import EVENT_ID_SIZE, PREFIX_SIZE, parse_leaf
-from services.audit.digests import IndexKeys
 from services.audit.entry import MAX_PATIENT_BYTES
-from services.audit.index import Index, IndexFailedError, Query, Row
-from services.audit.indexer import Indexer
-from services.audit.log import Log, Placed
+from services.audit.index import IndexFailedError, Query, Row
+from services.audit.log import Placed
 from services.audit.rows import RowReader
-from services.audit.segments import Segments
+from services.audit.shard import Shard
+from services.audit.shards import Shards
 from services.audit.store import StoreError
 
 _DEFAULT_LIMIT, _MOST_EVENTS = 100, 10_000
@@ -33,15 +32,9 @@ _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Review and proofs. Append is served by the front of the hot path."""
 
-    def __init__(
-        self, log: Log, index: Index, indexer: Indexer, segments: Segments, keys: IndexKeys
-    ) -> None:
-        self._log = log
-        self._index = index
-        self._indexer = indexer
-        self._segments = segments
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
         self._rows = RowReader()
-        self._keys = keys
 
     def Append(
         self,
@@ -57,7 +50,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         """Place and proof of an event against the newest checkpoint."""
         event_id = _event_id(request.event_id)
         call_of(context).attributes[names.TARGET] = event_id.hex()
-        placed, checkpoint = self._receipt(event_id)
+        _, placed, checkpoint = self._receipt(event_id)
         return audit_pb2.GetReceiptResponse(receipt=_receipt(placed), checkpoint=checkpoint)
 
     def GetConsistency(
@@ -68,7 +61,11 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         if not 2 <= len(sizes) <= _MOST_SIZES:
             raise _invalid(f"sizes has 2 to {_MOST_SIZES} numbers", "sizes")
         call_of(context).attributes[names.COUNT] = len(sizes)
-        proofs = [self._log.consistency(old, new) for old, new in itertools.pairwise(sizes)]
+        try:
+            log = self._shards.by_origin(request.origin).log
+            proofs = [log.consistency(old, new) for old, new in itertools.pairwise(sizes)]
+        except StoreError:
+            raise _unavailable() from None
         return audit_pb2.GetConsistencyResponse(proofs=proofs)
 
     def QueryEvents(
@@ -76,22 +73,20 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> audit_pb2.QueryEventsResponse:
         """The index rows that match, newest first."""
         left = call_of(context).attributes
-        query = self._query(request)
+        self._check(request)
         if request.patient:
             left[names.PATIENT_REFERENCE] = request.patient
         if _NAME.fullmatch(request.user):
             # Whose activity was looked at. What is no name may be anything, and is not kept.
             left[names.TARGET] = request.user
-        self._indexer.wait(self._log.head[0])
-        try:
-            rows = self._index.rows(query)
-        except IndexFailedError:
-            raise _unavailable() from None
-        left[names.COUNT] = len(rows)
-        origin = self._log.origin
-        return audit_pb2.QueryEventsResponse(
-            events=[_summary(origin, index, row) for index, row in rows]
-        )
+        found: list[audit_pb2.EventSummary] = []
+        most = request.limit or _DEFAULT_LIMIT
+        for shard in self._asked(request):
+            found += self._rows_of(shard, request, most - len(found))
+            if len(found) >= most:
+                break
+        left[names.COUNT] = len(found)
+        return audit_pb2.QueryEventsResponse(events=found)
 
     def GetEvent(
         self, request: audit_pb2.GetEventRequest, context: grpc.ServicerContext
@@ -99,24 +94,52 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         """One event, opened, with its proof."""
         event_id = _event_id(request.event_id)
         call_of(context).attributes[names.TARGET] = event_id.hex()
-        placed, checkpoint = self._receipt(event_id)
+        shard, placed, checkpoint = self._receipt(event_id)
         leaf = parse_leaf(placed.leaf)
-        span = self._segments.open(placed.leaf[:PREFIX_SIZE], leaf.sealed)
+        span = shard.segments.open(placed.leaf[:PREFIX_SIZE], leaf.sealed)
         row = self._rows.read(leaf.event_id, span)
         return audit_pb2.GetEventResponse(
-            summary=_summary(self._log.origin, placed.index, row),
+            summary=_summary(shard.origin, placed.index, row),
             span=span,
             receipt=_receipt(placed),
             checkpoint=checkpoint,
         )
 
-    def _receipt(self, event_id: bytes) -> tuple[Placed, bytes]:
+    def _receipt(self, event_id: bytes) -> tuple[Shard, Placed, bytes]:
         try:
-            return self._log.receipt(event_id)
+            shard = self._shards.find(event_id)
+            return shard, *shard.log.receipt(event_id)
         except StoreError:
             raise _unavailable() from None
 
-    def _query(self, request: audit_pb2.QueryEventsRequest) -> Query:
+    def _asked(self, request: audit_pb2.QueryEventsRequest) -> list[Shard]:
+        """Return the logs that a query is about, the newest first."""
+        shards = self._shards.readable(request.tenant)
+        if request.origin:
+            shards = [shard for shard in shards if shard.origin == request.origin]
+            if not shards:
+                raise SealwardError(Reason.NOT_FOUND, "there is no such log", field="origin")
+        elif request.before_index and len(shards) > 1:
+            raise _invalid("an index is of one log: name it as origin", "before_index")
+        return shards
+
+    def _rows_of(
+        self, shard: Shard, request: audit_pb2.QueryEventsRequest, limit: int
+    ) -> list[audit_pb2.EventSummary]:
+        patient = None
+        if request.patient:
+            # Each log has a key of its own, so that the pseudonyms of one say nothing of another's.
+            shard.index_keys.check()
+            patient = shard.index_keys.pseudonym(request.patient)
+        shard.indexer.wait(shard.log.head[0])
+        try:
+            rows = shard.index.rows(_query(request, patient, limit))
+        except IndexFailedError:
+            raise _unavailable() from None
+        return [_summary(shard.origin, index, row) for index, row in rows]
+
+    @staticmethod
+    def _check(request: audit_pb2.QueryEventsRequest) -> None:
         if request.outcome and request.outcome not in names.OUTCOMES:
             raise _invalid("outcome is ok, denied or failed", "outcome")
         if request.limit > _MOST_EVENTS:
@@ -126,25 +149,24 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
                 raise _invalid(f"{field} is too large", field)
         if len(request.patient.encode()) > MAX_PATIENT_BYTES:
             raise _invalid("patient is too long", "patient")
-        patient = None
-        if request.patient:
-            self._keys.check()
-            patient = self._keys.pseudonym(request.patient)
-        return Query(
-            user=request.user or None,
-            patient=patient,
-            model=request.model or None,
-            outcome=request.outcome or None,
-            type=request.type.removesuffix("*") or None,
-            purpose=request.purpose or None,
-            reason=request.reason or None,
-            session=request.session or None,
-            break_glass=request.break_glass,
-            since=request.since_unix_nano,
-            until=request.until_unix_nano,
-            before_index=request.before_index,
-            limit=request.limit or _DEFAULT_LIMIT,
-        )
+
+
+def _query(request: audit_pb2.QueryEventsRequest, patient: str | None, limit: int) -> Query:
+    return Query(
+        user=request.user or None,
+        patient=patient,
+        model=request.model or None,
+        outcome=request.outcome or None,
+        type=request.type.removesuffix("*") or None,
+        purpose=request.purpose or None,
+        reason=request.reason or None,
+        session=request.session or None,
+        break_glass=request.break_glass,
+        since=request.since_unix_nano,
+        until=request.until_unix_nano,
+        before_index=request.before_index,
+        limit=limit,
+    )
 
 
 def _event_id(value: bytes) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ from typing import Any
 
 from sealward.kit.errors import StartupError
 from sealward.tlog.merkle import HASH_SIZE, leaf_hash
+from services.audit.framing import framed, unframed
 from services.audit.store import EventKey, Head, StoreBrokenError, StoreFullError
 
 _APPLICATION_ID = 0x5EA10A1D
-_LENGTH = struct.Struct(">H")
 _VERSION = 3
 # A row is a batch: one statement stores it, and the pages hold little but entries. The hashes come
 # before the leaves, so that reading them leaves the long part alone.
@@ -66,14 +65,19 @@ _MAINTAIN_BYTES = 4 << 20
 class SqliteStore:
     """A LogStore in one file (0600). See store.py for the contract of each method."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file; raise StartupError with one clear line."""
+    def __init__(self, path: Path, *, sealed: bool = False) -> None:
+        """Open or create the file; raise StartupError with one clear line.
+
+        `sealed`: the file is there, read-only, and nobody writes it.
+        """
         self._path = path
+        self._sealed = sealed
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            if not sealed:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._writer = self._connect()
             self._prepare()
             self._reader = self._connect()
@@ -85,6 +89,9 @@ class SqliteStore:
 
     def _connect(self) -> sqlite3.Connection:
         # Every use is under a lock of ours, from whichever thread.
+        if self._sealed:
+            where = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
+            return sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
         db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA page_size=4096")
         db.execute("PRAGMA journal_mode=WAL")
@@ -102,7 +109,9 @@ class SqliteStore:
         if version != _VERSION:
             script = _FROM_1 if version else _SCHEMA
             self._writer.create_function("leaf_hash", 1, leaf_hash, deterministic=True)
-            self._writer.create_function("framed", 1, _framed, deterministic=True)
+            self._writer.create_function(
+                "framed", 1, lambda leaf: framed((leaf,)), deterministic=True
+            )
             self._writer.executescript(
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version={_VERSION};"
                 f" PRAGMA application_id={_APPLICATION_ID}; COMMIT;"
@@ -122,14 +131,13 @@ class SqliteStore:
         head: Head,
     ) -> None:
         """See LogStore."""
-        framed = b"".join([part for leaf in leaves for part in (_LENGTH.pack(len(leaf)), leaf)])
         ids = b"".join([key[0] for key in keys])
         prints = b"".join([key[1] for key in keys])
         count = len(leaves)
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO batches (first, count, hashes, leaves) VALUES (?, ?, ?, ?)",
-                (first, count, b"".join(hashes), framed),
+                (first, count, b"".join(hashes), framed(leaves)),
             )
             db.execute(_INSERT_IDS, (count, ids, first, prints))
             db.execute(
@@ -155,9 +163,9 @@ class SqliteStore:
     def leaves(self, start: int, end: int) -> list[bytes]:
         """See LogStore."""
         found: list[bytes] = []
-        for first, count, framed in self._batches("leaves", start, end):
+        for first, count, joined in self._batches("leaves", start, end):
             low, high = max(start - first, 0), min(end - first, count)
-            found += _unframed(framed, high)[low:]
+            found += unframed(joined, high)[low:]
         if len(found) != end - start:
             raise StoreBrokenError("entries are missing from the store")
         return found
@@ -191,6 +199,37 @@ class SqliteStore:
         """See LogStore."""
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", list(values))
+
+    def forget(self, prefix: str) -> int:
+        """See LogStore. The pages are written over, and the file is made anew without them."""
+        pattern = prefix.replace("_", "\\_").replace("%", "\\%") + "%"
+        with self._transaction() as db:
+            db.execute("PRAGMA secure_delete=ON")
+            done = db.execute("DELETE FROM meta WHERE name LIKE ? ESCAPE '\\'", (pattern,))
+        with self._write_lock:
+            try:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                # Copies that were left behind when pages were split go with this.
+                self._writer.execute("VACUUM")
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.Error as error:
+                raise _failure(error) from None
+        return done.rowcount
+
+    def seal(self) -> None:
+        """See LogStore: everything goes into the one file, which needs no other beside it."""
+        self._keeper.close()
+        with self._read_lock:
+            self._reader.close()
+        with self._write_lock:
+            try:
+                mode = self._writer.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
+            except sqlite3.Error as error:
+                raise _failure(error) from None
+            finally:
+                self._writer.close()
+        if mode != "delete":
+            raise StoreBrokenError("the audit store is open elsewhere")
 
     def maintain(self) -> None:
         """Move committed pages from the write-ahead log into the database file.
@@ -243,24 +282,6 @@ class SqliteStore:
                     except sqlite3.Error:
                         failure = StoreBrokenError("a transaction could not be undone")
                 raise failure from None
-
-
-def _framed(leaf: bytes) -> bytes:
-    return _LENGTH.pack(len(leaf)) + leaf
-
-
-def _unframed(framed: bytes, count: int) -> list[bytes]:
-    """Return the first `count` leaves of a batch."""
-    found = []
-    at = 0
-    for _ in range(count):
-        begin = at + 2
-        # A length beyond the end shows one step later, or in the check below.
-        at = begin + int.from_bytes(framed[at:begin], "big")
-        found.append(framed[begin:at])
-    if at > len(framed):
-        raise StoreBrokenError("entries are missing from the store")
-    return found
 
 
 def _failure(error: sqlite3.Error) -> StoreFullError | StoreBrokenError:

@@ -85,6 +85,16 @@ class LogStore(Protocol):
     def put(self, values: Iterable[tuple[str, bytes]]) -> None:
         """Store named values durably, all or none; raise as `commit`."""
 
+    def forget(self, prefix: str) -> int:
+        """Delete the named values whose names begin so, for good; return how many there were.
+
+        No page, no journal and no free space that the backend can reach holds them afterwards;
+        what copies were made elsewhere is the operator's. Raise as `commit`.
+        """
+
+    def seal(self) -> None:
+        """Make the store fit for being kept read-only, and close it. Raise StoreBrokenError."""
+
     def maintain(self) -> None:
         """Do what the backend needs now and then; never while it would hold up a commit.
 

@@ -24,7 +24,7 @@ from services.audit.entry import Candidate, EntryMaker
 from services.audit.index import Query, Row
 from services.audit.indexer import Indexer
 from services.audit.log import Log
-from services.audit.origin import LogKeys, open_log_keys
+from services.audit.origin import LogKeys, new_name, open_log_keys
 from services.audit.segments import Segments
 from services.audit.sqlite_index import SqliteIndex
 from services.audit.sqlite_store import SqliteStore
@@ -101,7 +101,7 @@ class Suite:
 
 def open_suite(folder: Path, ring: Ring, **log_options: Any) -> Suite:
     store = SqliteStore(folder / "log.db")
-    keys = open_log_keys(store, ring, "sealward.local", 2026)
+    keys = open_log_keys(store, ring, "sealward.local", lambda: new_name("sealward.local", 2026))
     segments = Segments(store, ring, keys.origin)
     index = IndexKeys(keys.index.use)
     full: list[bool] = []
@@ -116,7 +116,7 @@ def open_suite(folder: Path, ring: Ring, **log_options: Any) -> Suite:
         "on_rows": indexer.committed,
         **log_options,
     }
-    log = Log(store, segments, index, keys.signer, **options)
+    log = Log(store, segments, index, keys.signers, **options)
     indexer.start()
     return Suite(
         folder, ring, store, keys, segments, index, EntryMaker(index), log, rows, indexer, full,

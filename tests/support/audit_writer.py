@@ -37,7 +37,7 @@ def publisher(suite: Suite, folder: Path) -> Publisher:
 def write(folder: Path, count: int) -> None:
     holder: list[Publisher] = []
     suite = open_suite(folder, Ring(), on_change=lambda _s, _c: holder[0].changed())
-    if not check_published(folder / "log", suite.signer.verifier, suite.log):
+    if not check_published(folder / "log", (suite.signer.verifier,), suite.log):
         raise SystemExit("a torn checkpoint")
     holder.append(publisher(suite, folder))
     holder[0].start()

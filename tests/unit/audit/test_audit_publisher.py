@@ -114,27 +114,27 @@ def test_a_store_that_was_rolled_back_stops_the_start(
     suite = reopen()
     suite.log.append([suite.entry() for _ in range(5)])
     publisher(suite, folder, logger).rebuild()
-    assert check_published(folder, suite.signer.verifier, suite.log)
+    assert check_published(folder, (suite.signer.verifier,), suite.log)
     suite.close()
     shutil.copy(tmp_path / "old.db", tmp_path / "audit/log.db")
     suite = reopen()
     with pytest.raises(StartupError, match="rolled back"):
-        check_published(folder, suite.signer.verifier, suite.log)
+        check_published(folder, (suite.signer.verifier,), suite.log)
     # Grown again to the same size, with other entries: a fork.
     suite.log.append([suite.entry() for _ in range(6)])
     with pytest.raises(StartupError, match="not the log"):
-        check_published(folder, suite.signer.verifier, suite.log)
+        check_published(folder, (suite.signer.verifier,), suite.log)
 
 
 def test_another_log_is_not_written_over(
     suite: Suite, tmp_path: Path, folder: Path, logger: Any
 ) -> None:
-    assert check_published(folder, suite.signer.verifier, suite.log)
+    assert check_published(folder, (suite.signer.verifier,), suite.log)
     other = open_suite(tmp_path / "other", Ring())
     other.log.append([other.entry()])
     publisher(other, folder, logger).rebuild()
     with pytest.raises(StartupError, match="move it away"):
-        check_published(folder, suite.signer.verifier, suite.log)
+        check_published(folder, (suite.signer.verifier,), suite.log)
     other.close()
 
 
@@ -142,7 +142,7 @@ def test_a_torn_checkpoint_is_written_anew(suite: Suite, folder: Path, logger: A
     suite.log.append([suite.entry()])
     publisher(suite, folder, logger).rebuild()
     (folder / "checkpoint").write_bytes(b"")
-    assert not check_published(folder, suite.signer.verifier, suite.log)
+    assert not check_published(folder, (suite.signer.verifier,), suite.log)
     assert publisher(suite, folder, logger).rebuild() == 1
     assert verify(suite, folder).size == 1
 

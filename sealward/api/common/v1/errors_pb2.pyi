@@ -118,6 +118,15 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The keystore is locked or damaged."""
     REASON_CERTIFICATE_REQUEST_INVALID: _Reason.ValueType  # 82
     """A certificate request that the service does not sign."""
+    REASON_LOG_PURGED: _Reason.ValueType  # 90
+    """--- Retention ------------------------------------------------------------------------------
+    The keys of this log were destroyed at the end of its retention: its proofs hold, its entries
+    do not open any more.
+    """
+    REASON_LOG_STATE: _Reason.ValueType  # 91
+    """The log is not in a state in which this can be done."""
+    REASON_LOG_RETAINED: _Reason.ValueType  # 92
+    """The log has to be kept: its retention is not over, or a legal hold covers something in it."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Every reason that Sealward gives in google.rpc.ErrorInfo{reason, domain = "sealward"}. The name
@@ -221,4 +230,13 @@ REASON_KEYSTORE_UNAVAILABLE: Reason.ValueType  # 81
 """The keystore is locked or damaged."""
 REASON_CERTIFICATE_REQUEST_INVALID: Reason.ValueType  # 82
 """A certificate request that the service does not sign."""
+REASON_LOG_PURGED: Reason.ValueType  # 90
+"""--- Retention ------------------------------------------------------------------------------
+The keys of this log were destroyed at the end of its retention: its proofs hold, its entries
+do not open any more.
+"""
+REASON_LOG_STATE: Reason.ValueType  # 91
+"""The log is not in a state in which this can be done."""
+REASON_LOG_RETAINED: Reason.ValueType  # 92
+"""The log has to be kept: its retention is not over, or a legal hold covers something in it."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

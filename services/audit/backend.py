@@ -1,0 +1,155 @@
+"""Where the logs lie: one place a log, each with its store, its index and its published files.
+
+DIR/audit is the place of the current log of the default tenant; the others lie in
+DIR/audit/logs/<tenant>/<label>. A place that is not complete yet is DIR/audit/next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from services.audit.entry import DEFAULT_TENANT
+from services.audit.index import Index
+from services.audit.sqlite_index import SqliteIndex
+from services.audit.sqlite_store import SqliteStore
+from services.audit.store import LogStore
+
+_STORE, _INDEX = "log.db", "index.db"
+# The write-ahead log goes first: it belongs to the store that follows it.
+_FILES = (
+    f"{_STORE}-wal", f"{_STORE}-shm", _STORE, f"{_INDEX}-wal", f"{_INDEX}-shm", _INDEX, "log",
+    "log.vkey",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One log's place: whose it is and the folder of its files."""
+
+    tenant: str
+    folder: Path
+
+    @property
+    def published(self) -> Path:
+        """The folder of the C2SP files."""
+        return self.folder / "log"
+
+    @property
+    def vkey(self) -> Path:
+        """The file of the verifier keys."""
+        return self.folder / "log.vkey"
+
+    @property
+    def manifest(self) -> Path:
+        """The list of an archive's files with their SHA-256; there once it is archived."""
+        return self.folder / "manifest.json"
+
+
+class Backend(Protocol):
+    """Opens what lies in a place. Methods raise StartupError unless they say otherwise."""
+
+    def store(self, place: Place, *, sealed: bool = False) -> LogStore:
+        """Open the store of a place; `sealed`: its files are read-only and stay so."""
+
+    def index(self, place: Place, origin: str) -> Index:
+        """Open the index of a place."""
+
+    def has_store(self, place: Place) -> bool:
+        """Return whether there is a store in a place."""
+
+    def move(self, old: Place, new: Place) -> None:
+        """Move what lies in a place to another one. Done again, it goes on where it ended."""
+
+    def discard(self, place: Place) -> None:
+        """Delete a place that was never complete."""
+
+    def drop_index(self, place: Place) -> None:
+        """Delete the index of a place; nothing of its rows is left."""
+
+
+class FileBackend:
+    """Everything is a file in the folder of the place."""
+
+    def store(self, place: Place, *, sealed: bool = False) -> LogStore:
+        """See Backend."""
+        return SqliteStore(place.folder / _STORE, sealed=sealed)
+
+    def index(self, place: Place, origin: str) -> Index:
+        """See Backend."""
+        return SqliteIndex(place.folder / _INDEX, origin)
+
+    def has_store(self, place: Place) -> bool:
+        """See Backend."""
+        return (place.folder / _STORE).exists()
+
+    def move(self, old: Place, new: Place) -> None:
+        """See Backend."""
+        make_folder(new.folder)
+        for name in _FILES:
+            source, target = old.folder / name, new.folder / name
+            if source.exists() and not target.exists():
+                source.rename(target)
+        _sync(new.folder)
+        _sync(old.folder)
+
+    def discard(self, place: Place) -> None:
+        """See Backend."""
+        shutil.rmtree(place.folder, ignore_errors=True)
+
+    def drop_index(self, place: Place) -> None:
+        """See Backend."""
+        for suffix in ("-wal", "-shm", ""):
+            path = place.folder / f"{_INDEX}{suffix}"
+            if path.exists():
+                # The rows name people: their pages are written over before they are given back.
+                with path.open("r+b") as file:
+                    file.write(bytes(path.stat().st_size))
+                    os.fsync(file.fileno())
+                path.unlink()
+
+
+class Places:
+    """Which places there are below the data folder."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+
+    @property
+    def first(self) -> Place:
+        """The place of the default tenant's current log."""
+        return Place(DEFAULT_TENANT, self._data)
+
+    @property
+    def coming(self) -> Place:
+        """Where the default tenant's next log is made before it takes the first place."""
+        return Place(DEFAULT_TENANT, self._data / "next")
+
+    def of(self, tenant: str, label: str) -> Place:
+        """Return the place of another log."""
+        return Place(tenant, self._data / "logs" / tenant / label)
+
+    def others(self, tenant: str) -> list[Place]:
+        """Return the places in a tenant's folder that are there."""
+        folder = self._data / "logs" / tenant
+        if not folder.is_dir():
+            return []
+        return [Place(tenant, found) for found in sorted(folder.iterdir()) if found.is_dir()]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each 0700."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,365 @@
+"""A shard: one log of one tenant and year, with everything around it.
+
+`LiveShard` is the one that grows. `PastShard` is one that has ended: at the start only what names
+it is read; its store, its tree, its index and its keys are opened when somebody asks, and its tree
+is not made of every entry again but of the hashes that were kept with the final checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import structlog
+
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.reasons import Reason
+from sealward.tlog.checkpoint import Checkpoint
+from sealward.tlog.errors import TlogError
+from sealward.tlog.merkle import HASH_SIZE
+from sealward.tlog.note import parse_note, parse_vkeys
+from sealward.tlog.tiledtree import TiledTree
+from sealward.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
+from services.audit.backend import Backend, Place
+from services.audit.digests import IndexKeys
+from services.audit.entry import EntryMaker
+from services.audit.index import Index, Row
+from services.audit.indexer import Indexer
+from services.audit.log import Log, LogView
+from services.audit.origin import (
+    LogKeys,
+    LogName,
+    key_state,
+    open_index_key,
+    open_log_keys,
+    vkey_lines,
+)
+from services.audit.publisher import Publisher, check_published, write_vkey
+from services.audit.segments import KeyRing, Segments
+from services.audit.store import LogStore, StoreBrokenError
+
+FINAL, FINAL_TIME, FINAL_ROOTS, STATE = "final", "final/time", "final/roots", "state"
+"""Named values of a log that has ended: its final checkpoint, when (nanoseconds since the epoch, in
+decimal), the joined roots of its full tiles, and its state."""
+
+State = Literal["current", "frozen", "archived", "purged"]
+
+
+class Shard(Protocol):
+    """What review, proofs and retention need of a log, whether it grows or not.
+
+    Attributes of a log that has ended may open files and ask the keys service: StartupError,
+    StoreError and SealwardError may come from each of them.
+    """
+
+    @property
+    def name(self) -> LogName:
+        """Its origin, taken apart."""
+
+    @property
+    def origin(self) -> str:
+        """Its name."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+
+    @property
+    def state(self) -> State:
+        """How far it has come."""
+
+    @property
+    def place(self) -> Place:
+        """Where it lies."""
+
+    @property
+    def vkeys(self) -> list[str]:
+        """Its verifier key lines, the newest first."""
+
+    @property
+    def store(self) -> LogStore:
+        """The truth."""
+
+    @property
+    def log(self) -> LogView:
+        """Heads, receipts and proofs."""
+
+    @property
+    def index(self) -> Index:
+        """Its rows. SealwardError LOG_PURGED when they are gone."""
+
+    @property
+    def indexer(self) -> Indexer:
+        """What keeps the index up. As `index`."""
+
+    @property
+    def segments(self) -> Segments:
+        """What opens its entries. As `index`."""
+
+    @property
+    def index_keys(self) -> IndexKeys:
+        """Its pseudonyms and digests. As `index`."""
+
+    @property
+    def maker(self) -> EntryMaker:
+        """What makes candidates under its keys. As `index`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Whom a growing log tells: of its size, of what was published, of its disk, of its end."""
+
+    on_size: Callable[[Shard, int], None] = lambda _shard, _size: None
+    on_published: Callable[[Shard, int], None] = lambda _shard, _size: None
+    on_full: Callable[[bool], None] = lambda _full: None
+    on_broken: Callable[[str], None] = lambda _reason: None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every shard is made with."""
+
+    backend: Backend
+    ring: KeyRing
+    trust_domain: str
+    logger: structlog.typing.FilteringBoundLogger
+    segment_entries: int = 1 << 20
+    publish_seconds: float = 0.1
+    hooks: Hooks = Hooks()
+
+
+class LiveShard:
+    """The log that a tenant's entries go into now."""
+
+    state: State = "current"
+
+    def __init__(self, parts: Parts, place: Place, new_origin: Callable[[], str]) -> None:
+        """Open it, or make it under `new_origin()`; raise StartupError or SealwardError."""
+        self._parts = parts
+        self.place = place
+        self.store = parts.backend.store(place)
+        try:
+            self.keys: LogKeys = open_log_keys(
+                self.store, parts.ring, parts.trust_domain, new_origin
+            )
+        except Exception:
+            self.store.close()
+            raise
+        self.name = LogName.parse(self.keys.origin)
+        self.origin, self.tenant = self.keys.origin, place.tenant
+        if self.name.tenant != place.tenant:
+            raise StartupError(f"{place.folder} holds a log of another tenant")
+        self.segments = Segments(
+            self.store, parts.ring, self.origin, tenant=self.tenant, entries=parts.segment_entries
+        )
+        self.index_keys = IndexKeys(self.keys.index.use)
+        self.maker = EntryMaker(self.index_keys, self.tenant)
+        self.index: Index = parts.backend.index(place, self.origin)
+        hooks = parts.hooks
+        self.log = Log(
+            self.store,
+            self.segments,
+            self.index_keys,
+            self.keys.signers,
+            on_change=self._changed,
+            on_rows=self._rows,
+            on_full=hooks.on_full,
+            on_broken=hooks.on_broken,
+        )
+        self.indexer = Indexer(
+            self.index, self.store, self.segments.open, lambda: self.log.head[0], parts.logger
+        )
+        if not check_published(place.published, parse_vkeys("\n".join(self.vkeys)), self.log):
+            parts.logger.warning("publisher.torn-checkpoint")
+        self.write_vkeys()
+        self.publisher = Publisher(
+            self.log,
+            self.store,
+            place.published,
+            parts.logger,
+            interval=parts.publish_seconds,
+            on_published=lambda size: hooks.on_published(self, size),
+        )
+
+    @property
+    def vkeys(self) -> list[str]:
+        """See Shard."""
+        return vkey_lines(key_state(self.store, self.keys.signers))
+
+    def write_vkeys(self, announced: Sequence[str] = ()) -> None:
+        """Write the file of verifier keys; `announced` are those of a log to come."""
+        write_vkey(self.place.vkey, "\n".join((*self.vkeys, *announced)))
+
+    def start(self) -> None:
+        """Begin to publish and to index."""
+        self.publisher.start()
+        self.indexer.start()
+
+    def stop(self, timeout: float) -> None:
+        """Publish and index what is left."""
+        self.publisher.stop(timeout)
+        self.indexer.stop(timeout)
+
+    def close(self) -> None:
+        """Release everything."""
+        self.keys.index.close()
+        self.index.close()
+        self.store.close()
+
+    def _changed(self, size: int, _checkpoint: bytes) -> None:
+        self._parts.hooks.on_size(self, size)
+        self.publisher.changed()
+
+    def _rows(self, first: int, rows: Sequence[Row | None]) -> None:
+        self.indexer.committed(first, rows)
+
+
+class PastShard:
+    """A log that has ended. Thread-safe; parts are opened when they are asked for."""
+
+    def __init__(self, parts: Parts, place: Place) -> None:
+        """Read what names it and close it again; raise StartupError when that is damaged."""
+        self._parts = parts
+        self.place = place
+        self._lock = threading.RLock()
+        self._store: LogStore | None = None
+        self._log: LogView | None = None
+        self._index: Index | None = None
+        self._indexer: Indexer | None = None
+        self._segments: Segments | None = None
+        self._keys: IndexKeys | None = None
+        self._closers: list[Callable[[], None]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Close everything and read again what names it."""
+        with self._lock:
+            self.close()
+            store = self._parts.backend.store(self.place, sealed=is_sealed(self.place))
+            try:
+                self._read(store)
+            finally:
+                store.close()
+
+    def _read(self, store: LogStore) -> None:
+        origin, final, ended = (store.get(n) for n in ("origin", FINAL, FINAL_TIME))
+        if origin is None or final is None or ended is None:
+            raise StartupError(f"{self.place.folder} holds no log that has ended: it is damaged")
+        self.name = LogName.parse(origin.decode())
+        self.origin, self.tenant = self.name.origin, self.name.tenant
+        self.final = final
+        self.ended = int(ended)
+        try:
+            self.checkpoint = Checkpoint.parse(parse_note(final).text)
+        except TlogError:
+            raise StartupError(f"{self.place.folder} has no final checkpoint: damaged") from None
+        self.vkeys = vkey_lines(key_state(store))
+        state = (store.get(STATE) or b"frozen").decode()
+        self.state: State = "purged" if state == "purged" else "frozen"
+        if self.state == "frozen" and is_sealed(self.place):
+            self.state = "archived"
+
+    @property
+    def store(self) -> LogStore:
+        """See Shard."""
+        with self._lock:
+            if self._store is None:
+                self._store = self._parts.backend.store(self.place, sealed=is_sealed(self.place))
+                self._closers.append(self._store.close)
+            return self._store
+
+    @property
+    def log(self) -> LogView:
+        """See Shard. Raises StoreBrokenError when the kept hashes are not those of its root."""
+        with self._lock:
+            if self._log is None:
+                store, end = self.store, self.checkpoint
+                roots = store.get(FINAL_ROOTS) or b""
+                start = len(roots) // HASH_SIZE * TILE_WIDTH
+                tree = TiledTree.restored(
+                    lambda tile: store.hashes(tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH),
+                    roots,
+                    store.hashes(start, end.size),
+                )
+                if tree.root() != end.root:
+                    raise StoreBrokenError("the hashes kept are not those of the final checkpoint")
+                self._log = LogView(store, tree, self.origin, (end.size, self.final))
+            return self._log
+
+    @property
+    def segments(self) -> Segments:
+        """See Shard."""
+        with self._lock:
+            self._not_purged()
+            if self._segments is None:
+                self._segments = Segments(
+                    self.store, self._parts.ring, self.origin, tenant=self.tenant
+                )
+            return self._segments
+
+    @property
+    def index_keys(self) -> IndexKeys:
+        """See Shard."""
+        with self._lock:
+            self._not_purged()
+            if self._keys is None:
+                key = open_index_key(self.store, self._parts.ring, self.origin)
+                self._closers.append(key.close)
+                self._keys = IndexKeys(key.use)
+            return self._keys
+
+    @property
+    def maker(self) -> EntryMaker:
+        """See Shard."""
+        return EntryMaker(self.index_keys, self.tenant)
+
+    @property
+    def index(self) -> Index:
+        """See Shard."""
+        with self._lock:
+            self._not_purged()
+            if self._index is None:
+                self._index = self._parts.backend.index(self.place, self.origin)
+                self._closers.append(self._index.close)
+            return self._index
+
+    @property
+    def indexer(self) -> Indexer:
+        """See Shard."""
+        with self._lock:
+            if self._indexer is None:
+                size = self.checkpoint.size
+                index, segments = self.index, self.segments
+                self._indexer = Indexer(
+                    index, self.store, segments.open, lambda: size, self._parts.logger
+                )
+                # Also when nothing is left to index: it may have to be made anew.
+                self._indexer.start()
+                self._closers.append(lambda indexer=self._indexer: indexer.stop(5.0))  # type: ignore[misc]
+            return self._indexer
+
+    def close(self) -> None:
+        """Release what was opened; it opens again when somebody asks."""
+        with self._lock:
+            while self._closers:
+                self._closers.pop()()
+            self._store = self._log = self._index = None
+            self._indexer = self._segments = self._keys = None
+
+    def _not_purged(self) -> None:
+        if self.state == "purged":
+            raise SealwardError(
+                Reason.LOG_PURGED, "the keys of this log were destroyed at the end of its retention"
+            )
+
+
+def is_sealed(place: Place) -> bool:
+    """Return whether a place was archived: its manifest is there, and its files are read-only."""
+    return place.manifest.exists()
+
+
+def tile_roots(log: LogView, size: int) -> bytes:
+    """Return the joined roots of the full tiles of a log, as FINAL_ROOTS keeps them."""
+    return log.hashes(TILE_HEIGHT, 0, size // TILE_WIDTH)
