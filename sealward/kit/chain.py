@@ -46,7 +46,10 @@ class ControlCall:
 
 
 class Around(Protocol):
-    """Wraps every unary control call of a service; must call `proceed` or raise."""
+    """Wraps every control call of a service; must call `proceed` or raise.
+
+    Of a stream of answers `proceed` gives the first one: it has one at least.
+    """
 
     def __call__(self, call: ControlCall, proceed: Callable[[], Message]) -> Message:
         """Return the response of `proceed`, or raise SealwardError."""
@@ -223,17 +226,30 @@ class Chain:
         read, inner = handler.request_deserializer, handler.unary_stream
 
         def behavior(body: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            trailers: list[tuple[str, str | bytes]] = []
             try:
                 call, problem = self._admit(method, body, context, read)
-                self.check(call.peer, method)
-                if problem is not None:
-                    raise problem
+                trailers = call.trailers
+
+                def first() -> Message:
+                    self.check(call.peer, method)
+                    if problem is not None:
+                        raise problem
+                    answer: Message = next(answers)
+                    return answer
+
                 with self._stream(call.peer.identity.uri):
-                    for response in inner(call.request, context):
+                    answers = iter(inner(call.request, context))
+                    # Recorded when the first answer is there, before it leaves.
+                    yield (
+                        self._around(call, first) if self._around else first()
+                    ).SerializeToString()
+                    for response in answers:
                         yield response.SerializeToString()
+                context.set_trailing_metadata(tuple(trailers))
             except Exception as caught:  # noqa: BLE001
                 error, incident = status.as_sealward_error(caught, self._log, method)
-                status.abort(context, error, (), incident)
+                status.abort(context, error, trailers, incident)
 
         return behavior
 
