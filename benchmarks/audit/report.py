@@ -13,8 +13,8 @@ def table(results: dict[str, Any]) -> str:
         "",
         (
             f"{machine['cpu']}, {machine['cores']} cores, {machine['filesystem']}, Linux"
-            f" {machine['kernel']}, Python {machine['python']}, grpcio {machine['grpcio']}; fdatasync"
-            f" of 4 KiB p50 {results['fdatasync_us']['p50']:.0f} µs, p99"
+            f" {machine['kernel']}, Python {machine['python']}, grpcio {machine['grpcio']};"
+            f" fdatasync of 4 KiB p50 {results['fdatasync_us']['p50']:.0f} µs, p99"
             f" {results['fdatasync_us']['p99']:.0f} µs in this run; load average before"
             f" {results['load_average']:.2f}."
         ),
