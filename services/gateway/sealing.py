@@ -21,6 +21,8 @@ from services.gateway.invalidation import STORE_ERRORS
 
 CONTEXT = EncryptionContext("default", "session", "gateway")
 _SHELF = "sess-key:default"
+# What the keys service says of bytes that are no key: they do not open, or have no key's length.
+_NO_KEY = frozenset({Reason.SEAL_BROKEN, Reason.FIELD_INVALID})
 
 
 class SessionSealer:
@@ -73,22 +75,28 @@ class SessionSealer:
             shelved = self._shelve(mine.wrapped)
         if mine is not None and mine.wrapped == shelved:
             return mine
+        try:
+            found = self._ring.open(CONTEXT, shelved)
+        except SealwardError as error:
+            if error.reason not in _NO_KEY:
+                raise
+            return self._replace(mine)
+        # Not before: while the other key cannot be opened ours may have to serve again.
         if mine is not None:
             mine.close()
-        try:
-            return self._ring.open(CONTEXT, shelved)
-        except SealwardError as error:
-            if error.reason is not Reason.SEAL_BROKEN:
-                raise
-        # Not a key of this deployment: nothing that it sealed can be opened any more.
+        return found
+
+    def _replace(self, mine: BranchKey | None) -> BranchKey:
+        """Shelve our key, or a new one, where something lies that is no key of this deployment."""
         self._log.warning("sessions.key-replaced")
-        fresh = self._ring.create(CONTEXT)
+        key = mine or self._ring.create(CONTEXT)
         try:
-            self._redis.set(_SHELF, fresh.wrapped)
+            self._redis.set(_SHELF, key.wrapped)
         except STORE_ERRORS:
-            fresh.close()
+            if key is not mine:
+                key.close()
             raise _unavailable() from None
-        return fresh
+        return key
 
     def _shelved(self) -> bytes | None:
         try:

@@ -36,6 +36,8 @@ class Keys:
         self, context: EncryptionContext, wrapped: bytes, timeout: float
     ) -> tuple[bytes, Lease]:
         self._answer()
+        if not 0 < len(wrapped) <= 4096:
+            raise SealwardError(Reason.FIELD_INVALID, "not of a key's length", field="wrapped")
         if (context, wrapped) not in self.known:
             raise SealwardError(Reason.SEAL_BROKEN, "not ours")
         return self.known[context, wrapped], LEASE
@@ -139,6 +141,34 @@ def test_a_key_of_another_deployment_is_replaced(gateway: Gateway, shelf: Shelf)
     shelf.values["sess-key:default"] = b"somebody else's"
     one, two = gateway(), gateway()
     assert two.open(one.seal(b"session", NAME), NAME) == b"session"
+
+
+@pytest.mark.parametrize("garbage", [b"somebody else's", b"", b"x" * 5000])
+def test_garbage_in_the_place_of_the_key_costs_no_session(
+    gateway: Gateway, shelf: Shelf, garbage: bytes
+) -> None:
+    sealer = gateway()
+    sealed = sealer.seal(b"session", NAME)
+    shelf.values["sess-key:default"] = garbage
+    assert gateway().open(gateway().seal(b"new", NAME), NAME) == b"new"
+    shelf.values["sess-key:default"] = garbage
+    sealer.recheck()
+    assert sealer.open(sealed, NAME) == b"session"
+    assert gateway().open(sealed, NAME) == b"session"
+
+
+def test_a_key_serves_on_after_another_one_could_not_be_opened(
+    gateway: Gateway, keys: Keys, shelf: Shelf
+) -> None:
+    one, two = gateway(), gateway()
+    sealed = one.seal(b"session", NAME)
+    ours = shelf.values.pop("sess-key:default")
+    two.prepare()
+    one.recheck()
+    keys.up = False
+    assert reason(lambda: one.open(sealed, NAME)) is Reason.KEYS_UNAVAILABLE
+    shelf.values["sess-key:default"] = ours
+    assert one.open(sealed, NAME) == b"session"
 
 
 def test_without_keys_nothing_is_sealed_and_it_heals(gateway: Gateway, keys: Keys) -> None:
