@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
-from sealward.tlog.errors import ProofError
+from sealward.tlog.cose import sign_receipt
+from sealward.tlog.errors import CoseError, ProofError
 from sealward.tlog.leaf import EVENT_ID_SIZE
 from sealward.tlog.merkle import EMPTY_ROOT, Tree, leaf_hash, node_hash
-from sealward.tlog.note import Ed25519Signer
+from sealward.tlog.note import Ed25519Signer, parse_note
 from sealward.tlog.tiledtree import TiledTree
 from sealward.tlog.tiles import TILE_WIDTH
 from services.audit.digests import IndexKeys
@@ -140,6 +141,15 @@ class LogView:
         """Return the joined nodes [start, end) of a tree level, as tiles hold them."""
         return self._tree.nodes(level, start, end)
 
+    def cose(self, placed: Placed, checkpoint: bytes) -> bytes:  # noqa: ARG002
+        """Return the COSE receipt of a place against its checkpoint; raise SealwardError.
+
+        The log's key makes it, so that a log which has ended makes none.
+        """
+        raise SealwardError(
+            Reason.NOT_SUPPORTED, "this log has ended: its key signs no more", field="cose"
+        )
+
     def placed(self, index: int, size: int, *, repeated: bool = False) -> Placed:
         """Return the place of an entry in the tree of a size; raise StoreError."""
         leaf = self._store.leaves(index, index + 1)[0]
@@ -253,6 +263,16 @@ class Log(LogView):
             raise _unavailable("the audit log has failed") from None
         finally:
             self._turns.give()
+
+    def cose(self, placed: Placed, checkpoint: bytes) -> bytes:
+        """See LogView."""
+        head = Checkpoint.parse(parse_note(checkpoint).text)
+        try:
+            return sign_receipt(self._signers[0], head.size, placed.index, placed.path, head.root)
+        except CoseError:
+            raise SealwardError(
+                Reason.NOT_SUPPORTED, "a log of one entry has no COSE receipt", field="cose"
+            ) from None
 
     def probe(self) -> None:
         """Find out whether a full disk has space again; quiet otherwise."""

@@ -15,17 +15,16 @@ from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import EVENT_ID_SIZE, PREFIX_SIZE, parse_leaf
-from services.audit.entry import MAX_PATIENT_BYTES
-from services.audit.index import IndexFailedError, Query, Row
+from services.audit.index import IndexFailedError
 from services.audit.log import Placed
+from services.audit.queries import asked, check_query, query_of, receipt_of, summary_of
 from services.audit.rows import RowReader
 from services.audit.shard import Shard
 from services.audit.shards import Shards
 from services.audit.store import StoreError
 
-_DEFAULT_LIMIT, _MOST_EVENTS = 100, 10_000
+_DEFAULT_LIMIT = 100
 _MOST_SIZES = 64
-_MAX_TIME = (1 << 63) - 1
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 
 
@@ -50,8 +49,12 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         """Place and proof of an event against the newest checkpoint."""
         event_id = _event_id(request.event_id)
         call_of(context).attributes[names.TARGET] = event_id.hex()
-        _, placed, checkpoint = self._receipt(event_id)
-        return audit_pb2.GetReceiptResponse(receipt=_receipt(placed), checkpoint=checkpoint)
+        shard, placed, checkpoint = self._receipt(event_id)
+        return audit_pb2.GetReceiptResponse(
+            receipt=receipt_of(placed),
+            checkpoint=checkpoint,
+            cose=shard.log.cose(placed, checkpoint) if request.cose else b"",
+        )
 
     def GetConsistency(
         self, request: audit_pb2.GetConsistencyRequest, context: grpc.ServicerContext
@@ -73,7 +76,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> audit_pb2.QueryEventsResponse:
         """The index rows that match, newest first."""
         left = call_of(context).attributes
-        self._check(request)
+        check_query(request)
         if request.patient:
             left[names.PATIENT_REFERENCE] = request.patient
         if _NAME.fullmatch(request.user):
@@ -81,7 +84,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             left[names.TARGET] = request.user
         found: list[audit_pb2.EventSummary] = []
         most = request.limit or _DEFAULT_LIMIT
-        for shard in self._asked(request):
+        for shard in asked(self._shards, request):
             found += self._rows_of(shard, request, most - len(found))
             if len(found) >= most:
                 break
@@ -99,9 +102,9 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         span = shard.segments.open(placed.leaf[:PREFIX_SIZE], leaf.sealed)
         row = self._rows.read(leaf.event_id, span)
         return audit_pb2.GetEventResponse(
-            summary=_summary(shard.origin, placed.index, row),
+            summary=summary_of(shard.origin, placed.index, row),
             span=span,
-            receipt=_receipt(placed),
+            receipt=receipt_of(placed),
             checkpoint=checkpoint,
         )
 
@@ -112,97 +115,22 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         except StoreError:
             raise _unavailable() from None
 
-    def _asked(self, request: audit_pb2.QueryEventsRequest) -> list[Shard]:
-        """Return the logs that a query is about, the newest first."""
-        shards = self._shards.readable(request.tenant)
-        if request.origin:
-            shards = [shard for shard in shards if shard.origin == request.origin]
-            if not shards:
-                raise SealwardError(Reason.NOT_FOUND, "there is no such log", field="origin")
-        elif request.before_index and len(shards) > 1:
-            raise _invalid("an index is of one log: name it as origin", "before_index")
-        return shards
-
     def _rows_of(
         self, shard: Shard, request: audit_pb2.QueryEventsRequest, limit: int
     ) -> list[audit_pb2.EventSummary]:
-        patient = None
-        if request.patient:
-            # Each log has a key of its own, so that the pseudonyms of one say nothing of another's.
-            shard.index_keys.check()
-            patient = shard.index_keys.pseudonym(request.patient)
+        query = query_of(shard, request, limit)
         shard.indexer.wait(shard.log.head[0])
         try:
-            rows = shard.index.rows(_query(request, patient, limit))
+            rows = shard.index.rows(query)
         except IndexFailedError:
             raise _unavailable() from None
-        return [_summary(shard.origin, index, row) for index, row in rows]
-
-    @staticmethod
-    def _check(request: audit_pb2.QueryEventsRequest) -> None:
-        if request.outcome and request.outcome not in names.OUTCOMES:
-            raise _invalid("outcome is ok, denied or failed", "outcome")
-        if request.limit > _MOST_EVENTS:
-            raise _invalid(f"limit is at most {_MOST_EVENTS}", "limit")
-        for field in ("since_unix_nano", "until_unix_nano", "before_index"):
-            if getattr(request, field) > _MAX_TIME:
-                raise _invalid(f"{field} is too large", field)
-        if len(request.patient.encode()) > MAX_PATIENT_BYTES:
-            raise _invalid("patient is too long", "patient")
-
-
-def _query(request: audit_pb2.QueryEventsRequest, patient: str | None, limit: int) -> Query:
-    return Query(
-        user=request.user or None,
-        patient=patient,
-        model=request.model or None,
-        outcome=request.outcome or None,
-        type=request.type.removesuffix("*") or None,
-        purpose=request.purpose or None,
-        reason=request.reason or None,
-        session=request.session or None,
-        break_glass=request.break_glass,
-        since=request.since_unix_nano,
-        until=request.until_unix_nano,
-        before_index=request.before_index,
-        limit=limit,
-    )
+        return [summary_of(shard.origin, index, row) for index, row in rows]
 
 
 def _event_id(value: bytes) -> bytes:
     if len(value) != EVENT_ID_SIZE:
         raise _invalid("event_id has 16 bytes", "event_id")
     return value
-
-
-def _receipt(placed: Placed) -> audit_pb2.Receipt:
-    return audit_pb2.Receipt(log_index=placed.index, leaf=placed.leaf, path=placed.path)
-
-
-def _summary(origin: str, index: int, row: Row) -> audit_pb2.EventSummary:
-    return audit_pb2.EventSummary(
-        event_id=row.event_id,
-        log_index=index,
-        time_unix_nano=row.time,
-        type=row.type,
-        outcome=row.outcome,
-        code=row.code,
-        reason=row.reason,
-        actor=row.actor,
-        model=row.model,
-        purpose=row.purpose,
-        patient=row.patient,
-        origin=origin,
-        break_glass=bool(row.break_glass),
-        session=row.session,
-        caller_seq=row.caller_seq,
-        producer=row.producer,
-        producer_seq=row.producer_seq,
-        actor_kind=row.actor_kind,
-        model_version=row.model_version,
-        organization=row.organization,
-        target=row.target,
-    )
 
 
 def _invalid(message: str, field: str) -> SealwardError:
