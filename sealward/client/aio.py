@@ -175,7 +175,7 @@ class AsyncClient:
 
     async def _fetch(self, origin: str, chain: Chain) -> list[bytes]:
         proofs: list[bytes] = []
-        for request in pages.requests(chain):
+        for request in pages.requests(chain, origin):
             reply = await self._connection.unary(
                 pages.METHOD, request, self._core.bearer_if_any(), pages.TIMEOUT_SECONDS
             )

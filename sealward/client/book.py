@@ -107,12 +107,12 @@ class CheckpointBook:
         )
 
 
-def requests(chain: Chain) -> list[bytes]:
+def requests(chain: Chain, origin: str) -> list[bytes]:
     """Return the serialised calls that prove a chain; each begins where the one before ended."""
     step = SIZES_A_CALL - 1
     return [
         GetConsistencyRequest(
-            sizes=[seen.size for seen in islice(chain, at, at + SIZES_A_CALL)]
+            sizes=[seen.size for seen in islice(chain, at, at + SIZES_A_CALL)], origin=origin
         ).SerializeToString()
         for at in range(0, len(chain) - 1, step)
     ]

@@ -100,7 +100,7 @@ class Core:
 
     def __init__(self, profile: Profile, consistency_interval: float) -> None:
         self.profile = profile
-        self.verifier = ReceiptVerifier(profile.vkeys())
+        self.verifier = ReceiptVerifier(profile.vkeys(), profile.vkeys)
         self.book = CheckpointBook(profile, consistency_interval)
         self._sequence = Sequence(profile.folder)
         self._token = ""

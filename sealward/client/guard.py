@@ -90,7 +90,7 @@ class Guard:
 
     def _fetch(self, origin: str, chain: Chain) -> list[bytes]:
         proofs: list[bytes] = []
-        for request in pages.requests(chain):
+        for request in pages.requests(chain, origin):
             reply = self._connection.unary(
                 pages.METHOD, request, self._core.bearer_if_any(), pages.TIMEOUT_SECONDS
             )

@@ -6,7 +6,7 @@ says of itself is believed but the model digest, which the receipt then binds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from uuid import UUID
@@ -14,7 +14,7 @@ from uuid import UUID
 from sealward.client.checkpoints import Seen
 from sealward.client.errors import MissingReceiptError, WrongReceiptError
 from sealward.kit.wire import WireError, oip_string_parameter
-from sealward.tlog.errors import ReceiptError
+from sealward.tlog.errors import ReceiptError, ReceiptSignatureError
 from sealward.tlog.leaf import Outcome
 from sealward.tlog.note import Verifier
 from sealward.tlog.receipt import VerifiedReceipt, verify_receipt
@@ -67,10 +67,17 @@ class Proof:
 
 
 class ReceiptVerifier:
-    """Verifies receipts against the verifier keys of a profile. Stateless."""
+    """Verifies receipts against the verifier keys of a profile.
 
-    def __init__(self, vkeys: Sequence[Verifier]) -> None:
+    A log's year ends, and its key may change: a signature that no known key made is looked at once
+    more with the keys that `reload` returns. A log whose key is not among them is not believed.
+    """
+
+    def __init__(
+        self, vkeys: Sequence[Verifier], reload: Callable[[], Sequence[Verifier]] | None = None
+    ) -> None:
         self._vkeys = tuple(vkeys)
+        self._reload = reload
 
     def answered(self, request: bytes, response: bytes, trailers: Trailers) -> Proof:
         """Return the proof of an inference that was answered.
@@ -117,9 +124,11 @@ class ReceiptVerifier:
             event_id = UUID(trailers.event_id).bytes
         except ValueError:
             raise WrongReceiptError("the trailing event id is not a UUID") from None
-        try:
-            verified = verify_receipt(
-                trailers.receipt,
+        receipt = trailers.receipt
+
+        def verify() -> VerifiedReceipt:
+            return verify_receipt(
+                receipt,
                 vkeys=self._vkeys,
                 request_digest=_digest(request),
                 response_digest=_digest(response),
@@ -127,11 +136,28 @@ class ReceiptVerifier:
                 outcome=outcome,
                 event_id=event_id,
             )
+
+        try:
+            try:
+                verified = verify()
+            except ReceiptSignatureError:
+                if not self._renew():
+                    raise
+                verified = verify()
         except ReceiptError as error:
             raise WrongReceiptError(str(error)) from error
         if verified.index != trailers.log_index:
             raise WrongReceiptError("the receipt is for another log index than the trailer names")
         return _proof(trailers, verified, digest_text)
+
+    def _renew(self) -> bool:
+        """Read the verifier keys again; return whether there is one that was not known."""
+        known = {(key.name, key.key_id) for key in self._vkeys}
+        found = tuple(self._reload()) if self._reload else ()
+        if all((key.name, key.key_id) in known for key in found):
+            return False
+        self._vkeys = found
+        return True
 
 
 def _proof(trailers: Trailers, verified: VerifiedReceipt, digest: str) -> Proof:

@@ -229,7 +229,7 @@ class LogServicer(pb_grpc.LogServiceServicer):
             )
         answer = ask(
             AuditServiceStub(self._audit()).GetConsistency,
-            audit_pb2.GetConsistencyRequest(sizes=request.sizes),
+            audit_pb2.GetConsistencyRequest(sizes=request.sizes, origin=request.origin),
             deadline=deadline_of(context),
             unavailable=Reason.AUDIT_UNAVAILABLE,
         )

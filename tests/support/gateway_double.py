@@ -27,8 +27,9 @@ from sealward.kit.tls import Credentials, Material
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealward.tlog.leaf import MIN_SEALED_SIZE, NO_DIGEST, Outcome, binding, leaf_prefix
 from sealward.tlog.merkle import Tree, leaf_hash
+from sealward.tlog.note import Ed25519Signer
 from sealward.tlog.receipt import format_receipt
-from tests.support.tlog_logs import ORIGIN, signer
+from tests.support.tlog_logs import signer
 
 MODEL_DIGEST = sha256(b"model").hexdigest()
 USER = "spiffe://sealward.local/user/alice"
@@ -64,6 +65,7 @@ class GatewayDouble:
 
     def __post_init__(self) -> None:
         self.signer = signer()
+        self.ended: dict[str, Tree] = {}
         self.lock = threading.Lock()
         material = self.authority.issue(
             "spiffe://sealward.local/service/gateway", dns=(NAME, "localhost")
@@ -125,6 +127,13 @@ class GatewayDouble:
         with self.lock:
             self.tree = Tree(leaf_hash(b"forged %d" % at) for at in range(size))
 
+    def turn(self, origin: str) -> None:
+        """End the log; another one with another key follows."""
+        with self.lock:
+            self.ended[self.signer.name] = self.tree
+            self.signer, _ = Ed25519Signer.generate(origin)
+            self.tree = Tree()
+
     def record(
         self, request: bytes | None, response: bytes | None, model: bytes, outcome: Outcome
     ) -> Trailers:
@@ -137,7 +146,7 @@ class GatewayDouble:
         leaf = leaf_prefix(event.bytes, bound) + os.urandom(MIN_SEALED_SIZE)
         with self.lock:
             index = self.tree.append([leaf_hash(leaf)]) - 1
-            checkpoint = Checkpoint(ORIGIN, self.tree.size, self.tree.root())
+            checkpoint = Checkpoint(self.signer.name, self.tree.size, self.tree.root())
             path = self.tree.inclusion(index)
         note = sign_checkpoint(checkpoint, [self.signer])
         return [
@@ -191,13 +200,15 @@ class GatewayDouble:
     def consistency(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         if self.proof_error is not None:
             context.abort(self.proof_error, "no")
-        sizes = list(gw.GetConsistencyRequest.FromString(body).sizes)
+        request = gw.GetConsistencyRequest.FromString(body)
+        sizes = list(request.sizes)
         proofs = []
         with self.lock:
-            if sizes[-1] > self.tree.size:
+            tree = self.ended.get(request.origin, self.tree)
+            if sizes[-1] > tree.size:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such size")
             for old, new in itertools.pairwise(sizes):
-                proof = b"".join(self.tree.consistency(old, new))
+                proof = b"".join(tree.consistency(old, new))
                 proofs.append(bytes(len(proof)) if self.spoil_proof else proof)
         return gw.GetConsistencyResponse(proofs=proofs).SerializeToString()
 

@@ -496,6 +496,9 @@ class GetConsistencyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZES_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """The log that they are sizes of: first line of its checkpoints. Empty = the log of the day."""
     @_builtins.property
     def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tree sizes in rising order; a proof is given for each neighbouring pair."""
@@ -504,10 +507,11 @@ class GetConsistencyRequest(_message.Message):
         self,
         *,
         sizes: _abc.Iterable[_builtins.int] | None = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
