@@ -77,6 +77,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "GetEvent": _GATEWAY | _ADMIN,
             },
         ),
+        **_service("sealward.api.audit.v1.ExportService", {"ExportEvents": _ADMIN}),
         **_service(
             "opentelemetry.proto.collector.trace.v1.TraceService",
             {"Export": _SERVICES | {"workload"}},

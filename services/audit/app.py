@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from sealward.api.audit.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
 from sealward.kit.channel import Channels
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
@@ -20,6 +21,7 @@ from services.audit.backend import FileBackend, Places
 from services.audit.committer import Committer, MeteredAppender
 from services.audit.entry import DEFAULT_TENANT
 from services.audit.events import OwnEvents
+from services.audit.exporting import ExportServicer
 from services.audit.ingest_otlp import TraceIngest, add_to_server
 from services.audit.metrics import AuditMetrics
 from services.audit.pump import AppendPump
@@ -98,6 +100,7 @@ class AuditApp:
             ctx,
             servicers=[
                 (add_AuditServiceServicer_to_server, servicer),
+                (add_ExportServiceServicer_to_server, ExportServicer(self._shards)),
                 (_add_ingest, TraceIngest(self._committer, maker, metrics)),
             ],
             fronts=[front],

@@ -38,6 +38,7 @@ _TYPES: Mapping[str, str] = {
     f"{_AUDIT}/GetEvent": "audit.read",
     f"{_AUDIT}/GetReceipt": "log.receipt",
     f"{_AUDIT}/GetConsistency": "log.consistency",
+    "/sealward.api.audit.v1.ExportService/ExportEvents": "audit.export",
 }
 # Proofs tell nothing of an event. The gateway records these calls itself, with the caller's name.
 _RECORDED_BY_GATEWAY = frozenset({"log.receipt", "log.consistency"})

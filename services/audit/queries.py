@@ -24,6 +24,8 @@ def check_query(request: audit_pb2.QueryEventsRequest, most: int = MOST_EVENTS) 
         raise _invalid("outcome is ok, denied or failed", "outcome")
     if request.limit > most:
         raise _invalid(f"limit is at most {most}", "limit")
+    if len(request.trace_id) not in (0, 16):
+        raise _invalid("trace_id has 16 bytes", "trace_id")
     for field in ("since_unix_nano", "until_unix_nano", "before_index"):
         if getattr(request, field) > _MAX_TIME:
             raise _invalid(f"{field} is too large", field)
@@ -60,6 +62,7 @@ def query_of(shard: Shard, request: audit_pb2.QueryEventsRequest, limit: int) ->
         reason=request.reason or None,
         session=request.session or None,
         break_glass=request.break_glass,
+        trace_id=request.trace_id or None,
         since=request.since_unix_nano,
         until=request.until_unix_nano,
         before_index=request.before_index,

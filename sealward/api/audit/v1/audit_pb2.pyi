@@ -292,6 +292,7 @@ class QueryEventsRequest(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     RECEIPTS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """`sealward.actor.id`."""
     patient: _builtins.str
@@ -328,6 +329,8 @@ class QueryEventsRequest(_message.Message):
     """True = do not trust the index: open every entry of the logs and of the time asked for. The index
     can show that an event is there, never that no other is.
     """
+    trace_id: _builtins.bytes
+    """Only events of this trace, 16 bytes."""
     def __init__(
         self,
         *,
@@ -348,10 +351,11 @@ class QueryEventsRequest(_message.Message):
         origin: _builtins.str = ...,
         receipts: _builtins.bool = ...,
         complete: _builtins.bool = ...,
+        trace_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_index", b"before_index", "break_glass", b"break_glass", "complete", b"complete", "limit", b"limit", "model", b"model", "origin", b"origin", "outcome", b"outcome", "patient", b"patient", "purpose", b"purpose", "reason", b"reason", "receipts", b"receipts", "session", b"session", "since_unix_nano", b"since_unix_nano", "tenant", b"tenant", "type", b"type", "until_unix_nano", b"until_unix_nano", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_index", b"before_index", "break_glass", b"break_glass", "complete", b"complete", "limit", b"limit", "model", b"model", "origin", b"origin", "outcome", b"outcome", "patient", b"patient", "purpose", b"purpose", "reason", b"reason", "receipts", b"receipts", "session", b"session", "since_unix_nano", b"since_unix_nano", "tenant", b"tenant", "trace_id", b"trace_id", "type", b"type", "until_unix_nano", b"until_unix_nano", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
