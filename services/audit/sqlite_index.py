@@ -15,6 +15,7 @@ from typing import Any
 
 from sealward.kit.errors import StartupError
 from services.audit.index import IndexFailedError, Query, Row, TableDigest
+from services.audit.index_sql import where
 
 _VERSION = 2
 _COLUMNS = ", ".join(Row._fields)
@@ -99,10 +100,10 @@ class SqliteIndex:
 
     def rows(self, query: Query) -> list[tuple[int, Row]]:
         """See Index."""
-        where, values = _where(query)
+        clause, values = where(query)
         order = "ASC" if query.oldest_first else "DESC"
         found = self._read(
-            f"SELECT idx, {_COLUMNS} FROM events {where} ORDER BY idx {order} LIMIT ?",  # noqa: S608
+            f"SELECT idx, {_COLUMNS} FROM events {clause} ORDER BY idx {order} LIMIT ?",  # noqa: S608
             (*values, query.limit),
         )
         return [(row[0], Row(*row[1:])) for row in found]
@@ -189,49 +190,6 @@ class SqliteIndex:
                 return self._reader.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise _failed(error) from None
-
-
-def _where(query: Query) -> tuple[str, list[str | int | bytes]]:
-    terms: list[str] = []
-    values: list[str | int | bytes] = []
-    # `!= ''` lets the planner use the partial indexes.
-    for column, wanted in (
-        ("patient", query.patient),
-        ("actor", query.user),
-        ("model", query.model),
-        ("session", query.session),
-        ("producer", query.producer),
-        ("purpose", query.purpose),
-        ("reason", query.reason),
-    ):
-        if wanted is not None:
-            terms.append(f"{column} = ? AND {column} != ''")
-            values.append(wanted)
-    if query.outcome is not None:
-        terms.append("outcome = ?" if query.outcome == "ok" else "outcome = ? AND outcome != 'ok'")
-        values.append(query.outcome)
-    if query.trace_id is not None:
-        terms.append("trace_id = ?")
-        values.append(query.trace_id)
-    if query.type is not None:
-        if query.type.endswith("."):
-            terms.append("substr(type, 1, ?) = ?")
-            values += [len(query.type), query.type]
-        else:
-            terms.append("type = ?")
-            values.append(query.type)
-    if query.break_glass:
-        terms.append("break_glass")
-    for term, number, wanted_if in (
-        ("time >= ?", query.since, query.since > 0),
-        ("time < ?", query.until, query.until > 0),
-        ("idx < ?", query.before_index, query.before_index > 0),
-        ("idx > ?", query.after_index, query.after_index >= 0),
-    ):
-        if wanted_if:
-            terms.append(term)
-            values.append(number)
-    return (f"WHERE {' AND '.join(terms)}" if terms else ""), values
 
 
 def _failed(error: sqlite3.Error) -> IndexFailedError:
