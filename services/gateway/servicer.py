@@ -222,7 +222,16 @@ class LogServicer(pb_grpc.LogServiceServicer):
         self, request: pb.GetConsistencyRequest, context: Any
     ) -> pb.GetConsistencyResponse:
         """Pass consistency proofs on from audit."""
-        self._authority.admit(context)
+        try:
+            self._authority.admit(context)
+        except SealwardError as error:
+            if error.reason is not Reason.SEAL_BROKEN:
+                raise
+            # A stored session that somebody spoilt. Here lost data would mean that the log has
+            # lost some: clients take it for a fork.
+            raise SealwardError(
+                Reason.SESSION_INVALID, "the stored session cannot be read: log in again"
+            ) from None
         if not 2 <= len(request.sizes) <= _MOST_SIZES:
             raise SealwardError(
                 Reason.FIELD_INVALID, f"give 2 to {_MOST_SIZES} sizes", field="sizes"
