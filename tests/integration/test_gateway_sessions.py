@@ -154,7 +154,7 @@ def test_ending_all_sessions_of_a_user(open_store: Callable[..., SessionStore]) 
 def test_an_idle_session_ends_and_a_used_one_does_not(
     open_store: Callable[..., SessionStore],
 ) -> None:
-    store = open_store(idle_seconds=1)
+    store = open_store(idle_seconds=2)
     used, _ = store.create("u1", "ada", ["clinician"], SPKI)
     idle, _ = store.create("u1", "ada", ["clinician"], SPKI)
     store.load(token_hash(used), SPKI)
@@ -174,12 +174,24 @@ def test_an_idle_session_ends_and_a_used_one_does_not(
 def test_a_session_ends_with_its_absolute_life_however_it_is_used(
     open_store: Callable[..., SessionStore],
 ) -> None:
-    store = open_store(life_seconds=1)
-    token, _ = store.create("u1", "ada", ["clinician"], SPKI)
+    store = open_store(life_seconds=2)
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
     name = token_hash(token)
-    cached(store, name)
-    until(lambda: store.find(name, SPKI) is None)
-    assert reason(lambda: store.load(name, SPKI)) is Reason.SESSION_EXPIRED
+
+    def over() -> bool:
+        # From the cache as long as there is one, which a slow machine may take away.
+        used = store.find(name, SPKI)
+        try:
+            return (used or store.load(name, SPKI)) is None
+        except SealwardError as error:
+            ends.append(error.reason)
+        return True
+
+    ends: list[Reason] = []
+    until(over)
+    assert ends == [Reason.SESSION_EXPIRED]
+    assert time.time() >= made.expires
+    assert store.find(name, SPKI) is None
 
 
 def test_a_value_moved_to_another_token_does_not_open(
