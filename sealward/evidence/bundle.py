@@ -97,7 +97,9 @@ def bundle_files(events: Sequence[Event], call: Call | None = None) -> dict[str,
         if len(about) != 1:
             raise EvidenceError("the receipt is of an event that is not in the bundle")
         check_call(about[0], call)
-    vkeys = "".join(sorted({f"{k}\n" for e in events for k in e.vkeys.splitlines() if k.strip()}))
+    vkeys = "".join(
+        sorted({f"{k}\n" for e in events for k in e.head.vkeys.splitlines() if k.strip()})
+    )
     checkpoints = sorted({event.checkpoint for event in events})
     files: dict[str, bytes] = {"log.vkey": vkeys.encode()}
     for number, checkpoint in enumerate(checkpoints, 1):

@@ -40,20 +40,39 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """An event with its entry. `vkeys` are the log's verifier keys, one a line.
+class LogHead:
+    """A log at the moment of a checkpoint, whose signature holds.
 
-    `path` is the inclusion path in the tree of the signed `checkpoint`.
+    `verifiers` are the keys that checked it: shared by all events of the log, so that a signature
+    is verified once.
     """
 
-    event_id: bytes
     origin: str
+    checkpoint: bytes = field(repr=False)
+    verifiers: tuple[Verifier, ...] = field(repr=False)
+    vkeys: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event with its entry. `path` is the inclusion path in the tree of the head."""
+
+    event_id: bytes
+    head: LogHead
     index: int
     leaf: bytes = field(repr=False)
     path: tuple[bytes, ...] = field(repr=False)
-    checkpoint: bytes = field(repr=False)
-    vkeys: str = field(repr=False)
     span: Span = field(repr=False)
+
+    @property
+    def origin(self) -> str:
+        """The log's name."""
+        return self.head.origin
+
+    @property
+    def checkpoint(self) -> bytes:
+        """The signed checkpoint that the path refers to."""
+        return self.head.checkpoint
 
     @property
     def id(self) -> str:
@@ -96,13 +115,10 @@ class Event:
         """Return the receipt (C2SP tlog-proof). The salt is the caller's; zeroes stand for it."""
         return format_receipt(self.index, self.path, self.leaf, salt, self.checkpoint)
 
-    def check(self, known: list[Verifier] | None = None) -> None:
-        """Verify that the entry is in the log and is this event's; raise EvidenceError.
-
-        `known` are verifier keys that are known from elsewhere; else the event's own count.
-        """
+    def check(self) -> None:
+        """Verify that the entry is in the log and is this event's; raise EvidenceError."""
         try:
-            receipt = open_receipt(self.proof(), known or parse_vkeys(self.vkeys), self.origin)
+            receipt = open_receipt(self.proof(), self.head.verifiers, self.origin)
             if receipt.event_id != self.event_id:
                 raise ReceiptEventError("entry is about another event")
         except TlogError as error:
@@ -130,20 +146,24 @@ def read_span(data: bytes) -> Span:
     )
 
 
-def make_event(
-    event_id: bytes, span: bytes, receipt: Receipt, checkpoint: bytes, vkeys: str
-) -> Event:
+def open_head(checkpoint: bytes, vkeys: str) -> LogHead:
+    """Verify a checkpoint with verifier keys, one a line; raise EvidenceError."""
+    try:
+        verifiers = tuple(parse_vkeys(vkeys))
+        origin = open_checkpoint(checkpoint, verifiers).origin
+    except TlogError as error:
+        raise EvidenceError(f"a checkpoint does not verify: {error}") from None
+    return LogHead(origin, checkpoint, verifiers, vkeys)
+
+
+def make_event(event_id: bytes, span: bytes, receipt: Receipt, head: LogHead) -> Event:
     """Put together what the audit service answers, and check it; raise EvidenceError."""
     try:
-        verifiers = parse_vkeys(vkeys)
-        origin = open_checkpoint(checkpoint, verifiers).origin
         path = tuple(split_hashes(receipt.path))
     except TlogError as error:
         raise EvidenceError(f"entry {receipt.log_index} does not verify: {error}") from None
-    event = Event(
-        event_id, origin, receipt.log_index, receipt.leaf, path, checkpoint, vkeys, read_span(span)
-    )
-    event.check(verifiers)
+    event = Event(event_id, head, receipt.log_index, receipt.leaf, path, read_span(span))
+    event.check()
     return event
 
 

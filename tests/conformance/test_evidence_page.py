@@ -222,7 +222,7 @@ def test_the_key_that_the_reader_knows_is_compared(browser: Browser, tmp_path: P
         " field.dispatchEvent(new Event('input'));"
         " return document.getElementById('known-state').className; }})()"
     )
-    vkey = EVENTS[0].vkeys.strip()
+    vkey = EVENTS[0].head.vkeys.strip()
     assert browser.run(typed.format(key=json.dumps(vkey))) == "ok"
     assert browser.run(typed.format(key=json.dumps(vkey[:-2] + "A="))) == "bad"
     assert browser.run(typed.format(key='""')) == "open"

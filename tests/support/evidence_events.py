@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from sealward.api.audit.v1.audit_pb2 import Receipt
-from sealward.evidence.event import Event, make_event
+from sealward.evidence.event import Event, make_event, open_head
 from sealward.kit import attributes as names
 from sealward.kit.spans import STATUS_OK, AttributeValue, SpanHead, attribute
 from sealward.seal.entries import EntrySealer
@@ -100,14 +100,14 @@ def make_events(
         leaves.append(prefix + sealer.seal(prefix, span))
     tree = Tree(leaf_hash(leaf) for leaf in leaves)
     key = signer()
-    checkpoint = sign_checkpoint(Checkpoint(ORIGIN, count, tree.root()), [key])
+    note = sign_checkpoint(Checkpoint(ORIGIN, count, tree.root()), [key])
+    head = open_head(note, key.verifier.vkey + "\n")
     return [
         make_event(
             event_id(at - before),
             spans[at],
             Receipt(log_index=at, leaf=leaves[at], path=b"".join(tree.inclusion(at, count))),
-            checkpoint,
-            key.verifier.vkey + "\n",
+            head,
         )
         for at in range(before, before + len(records))
     ]

@@ -14,7 +14,7 @@ from fhir.resources.R4B.auditevent import AuditEvent
 
 from sealward.api.audit.v1.audit_pb2 import Receipt
 from sealward.evidence import csv, fhir
-from sealward.evidence.event import EvidenceError, make_event, read_span
+from sealward.evidence.event import EvidenceError, make_event, open_head, read_span
 from sealward.evidence.purposes import TREATMENT_PAYMENT_OPERATIONS, WORDS
 from sealward.kit import attributes as names
 from sealward.tlog.note import parse_vkeys
@@ -57,7 +57,7 @@ def test_an_event_whose_entry_is_not_in_the_log_is_refused() -> None:
     event = EVENTS[0]
     receipt = Receipt(log_index=event.index, leaf=event.leaf, path=b"".join(event.path))
     span = span_of(PREDICTION)
-    make_event(event.event_id, span, receipt, event.checkpoint, event.vkeys)
+    make_event(event.event_id, span, receipt, event.head)
     for change in (
         {"leaf": event.leaf[:-1] + bytes([event.leaf[-1] ^ 1])},
         {"log_index": event.index + 1},
@@ -68,15 +68,15 @@ def test_an_event_whose_entry_is_not_in_the_log_is_refused() -> None:
         changed.CopyFrom(receipt)
         changed.MergeFrom(Receipt(**change))  # type: ignore[arg-type]
         with pytest.raises(EvidenceError):
-            make_event(event.event_id, span, changed, event.checkpoint, event.vkeys)
+            make_event(event.event_id, span, changed, event.head)
     with pytest.raises(EvidenceError, match="another event"):
-        make_event(bytes(16), span, receipt, event.checkpoint, event.vkeys)
+        make_event(bytes(16), span, receipt, event.head)
     with pytest.raises(EvidenceError, match="another event"):
-        make_event(event.event_id, span_of(PREDICTION, 9), receipt, event.checkpoint, event.vkeys)
+        make_event(event.event_id, span_of(PREDICTION, 9), receipt, event.head)
     with pytest.raises(EvidenceError):
-        make_event(event.event_id, span, receipt, b"no note", event.vkeys)
+        open_head(b"no note", event.head.vkeys)
     with pytest.raises(EvidenceError):
-        make_event(event.event_id, span, receipt, event.checkpoint, "")
+        open_head(event.checkpoint, "")
 
 
 def test_spans_are_read_as_opentelemetry_reads_them() -> None:
@@ -212,7 +212,7 @@ def test_each_line_can_be_checked_against_the_log() -> None:
     event = EVENTS[0]
     (data,) = entities(fhir.audit_event(event), "2")
     details = {d["type"]: d.get("valueString", d.get("valueBase64Binary")) for d in data["detail"]}
-    receipt = open_receipt(base64.b64decode(details["receipt"]), parse_vkeys(event.vkeys))
+    receipt = open_receipt(base64.b64decode(details["receipt"]), parse_vkeys(event.head.vkeys))
     assert receipt.index == int(details["log-index"]) == event.index
     assert receipt.event_id == event.event_id
     assert details["event-id"] == event.id
