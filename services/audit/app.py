@@ -17,7 +17,7 @@ from sealward.kit.grpcio_front import BatchFront
 from sealward.kit.identity import parse_identity, spiffe_id
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.server import GrpcServer
-from services.audit.backend import FileBackend, Places
+from services.audit.backend import Places
 from services.audit.committer import Committer, MeteredAppender
 from services.audit.entry import DEFAULT_TENANT
 from services.audit.events import OwnEvents
@@ -31,6 +31,7 @@ from services.audit.settings import AuditSettings
 from services.audit.shard import Hooks, Parts, Shard
 from services.audit.shards import TenantMaker
 from services.audit.store import StoreError
+from services.audit.stores import open_backend
 
 APPEND = "/sealward.api.audit.v1.AuditService/Append"
 _TICK_SECONDS = 1.0
@@ -54,8 +55,9 @@ class AuditApp:
             KeysServiceSource(self._channels),
             on_ready=lambda ready: ctx.health.set("keys", ready=ready),
         )
+        self._backend = open_backend(settings)
         parts = Parts(
-            FileBackend(),
+            self._backend,
             self._ring,
             settings.trust_domain,
             ctx.log,
@@ -137,6 +139,7 @@ class AuditApp:
         self._pump.join(max(1.0, ends - time.monotonic()))
         self._committer.close(max(1.0, ends - time.monotonic()))
         self._rollover.stop(max(1.0, ends - time.monotonic()))
+        self._backend.close()
         self._ring.close()
         self._channels.close()
 

@@ -70,6 +70,9 @@ class Backend(Protocol):
     def drop_index(self, place: Place) -> None:
         """Delete the index of a place; nothing of its rows is left."""
 
+    def close(self) -> None:
+        """Release what all logs share. Stores and indexes are closed before."""
+
 
 class FileBackend:
     """Everything is a file in the folder of the place."""
@@ -110,6 +113,9 @@ class FileBackend:
                     file.write(bytes(path.stat().st_size))
                     os.fsync(file.fileno())
                 path.unlink()
+
+    def close(self) -> None:
+        """See Backend: files share nothing."""
 
 
 class Places:

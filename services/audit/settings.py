@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
 
 from sealward.kit.settings import ServiceSettings, settings_config
 from services.audit.entry import DEFAULT_TENANT
@@ -21,6 +24,20 @@ class AuditSettings(ServiceSettings):
     """Entries sealed under one key."""
     waiting_entries: int = Field(default=4096, ge=64, le=1 << 20)
     """Exported spans and control events that may wait for the log; above it callers are refused."""
+    store: Literal["embedded", "postgres"] = "embedded"
+    """Where entries and index are kept: SQLite files in the data folder, or PostgreSQL."""
+    database_url_file: Path | None = None
+    """File with libpq's connection string of the PostgreSQL database, password included."""
+    database_schema: str = Field(default="sealward_audit", pattern=r"^[a-z_][a-z0-9_]{0,62}$")
+    """Schema of this deployment in the database."""
+    failover_seconds: float = Field(default=30.0, ge=1, le=600)
+    """How long a database that fails over is waited for before the service stops."""
+
+    @field_validator("database_url_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        # The empty path would be the working folder.
+        return value or None
 
     @property
     def tenant_names(self) -> list[str]:

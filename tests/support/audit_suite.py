@@ -19,15 +19,15 @@ from sealward.kit.recorder import new_event_id
 from sealward.kit.spans import STATUS_OK, AttributeValue, SpanHead, attribute
 from sealward.seal.context import EncryptionContext
 from sealward.tlog.note import Ed25519Signer
+from services.audit.backend import Backend, FileBackend, Place
 from services.audit.digests import IndexKeys
 from services.audit.entry import Candidate, EntryMaker
-from services.audit.index import Query, Row
+from services.audit.index import Index, Query, Row
 from services.audit.indexer import Indexer
 from services.audit.log import Log
 from services.audit.origin import LogKeys, new_name, open_log_keys
 from services.audit.segments import Segments
-from services.audit.sqlite_index import SqliteIndex
-from services.audit.sqlite_store import SqliteStore
+from services.audit.store import LogStore
 
 GATEWAY = parse_identity("spiffe://sealward.local/service/gateway")
 WORKLOAD = parse_identity("spiffe://sealward.local/workload/pacs")
@@ -71,13 +71,13 @@ class Suite:
 
     folder: Path
     ring: Ring
-    store: SqliteStore
+    store: LogStore
     keys: LogKeys
     segments: Segments
     index: IndexKeys
     maker: EntryMaker
     log: Log
-    rows: SqliteIndex
+    rows: Index
     indexer: Indexer
     full: list[bool]
     broken: list[str]
@@ -99,14 +99,17 @@ class Suite:
         return self.maker.appended(entry_bytes(**changes), GATEWAY)
 
 
-def open_suite(folder: Path, ring: Ring, **log_options: Any) -> Suite:
-    store = SqliteStore(folder / "log.db")
+def open_suite(
+    folder: Path, ring: Ring, *, backend: Backend | None = None, **log_options: Any
+) -> Suite:
+    backend, place = backend or FileBackend(), Place("default", folder)
+    store = backend.store(place)
     keys = open_log_keys(store, ring, "sealward.local", lambda: new_name("sealward.local", 2026))
     segments = Segments(store, ring, keys.origin)
     index = IndexKeys(keys.index.use)
     full: list[bool] = []
     broken: list[str] = []
-    rows = SqliteIndex(folder / "index.db", keys.origin)
+    rows = backend.index(place, keys.origin)
     indexer = Indexer(
         rows, store, segments.open, lambda: log.head[0], structlog.stdlib.get_logger()
     )

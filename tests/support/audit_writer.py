@@ -1,7 +1,8 @@
 """A process that writes a log, to be killed or to run out of space.
 
-`write FOLDER COUNT`: appends COUNT batches (0 = without end) and publishes; prints a line
-`size index,event id …` after each acknowledged batch, so that the reader knows what was promised.
+`write FOLDER COUNT [URL SCHEMA]`: appends COUNT batches (0 = without end) and publishes; prints a
+line `size index,event id …` after each acknowledged batch, so that the reader knows what was
+promised. With a database URL the log is in PostgreSQL.
 `full FOLDER`: mounts a small tmpfs at FOLDER, fills it, empties it, and checks what the log does.
 """
 
@@ -21,6 +22,8 @@ from sealward.kit.logging import get_logger
 from sealward.kit.reasons import Reason
 from sealward.tlog.logdir import verify_directory
 from services.audit.log import Placed
+from services.audit.postgres_backend import PostgresBackend
+from services.audit.postgres_database import Database
 from services.audit.publisher import Publisher, check_published, write_vkey
 from tests.support.audit_suite import Ring, Suite, open_suite
 
@@ -34,9 +37,16 @@ def publisher(suite: Suite, folder: Path) -> Publisher:
     return Publisher(suite.log, suite.store, folder / "log", log, interval=0.01)
 
 
-def write(folder: Path, count: int) -> None:
+def database(folder: Path, url: str, schema: str, patience: float = 30.0) -> PostgresBackend:
+    return PostgresBackend(folder, Database(url, schema, patience=patience), wait=20.0)
+
+
+def write(folder: Path, count: int, *where: str) -> None:
     holder: list[Publisher] = []
-    suite = open_suite(folder, Ring(), on_change=lambda _s, _c: holder[0].changed())
+    backend = database(folder, *where) if where else None
+    suite = open_suite(
+        folder, Ring(), backend=backend, on_change=lambda _s, _c: holder[0].changed()
+    )
     if not check_published(folder / "log", (suite.signer.verifier,), suite.log):
         raise SystemExit("a torn checkpoint")
     holder.append(publisher(suite, folder))
@@ -111,10 +121,10 @@ def full(folder: Path) -> None:
     sys.stdout.write("recovered\n")
 
 
-def start_writer(folder: Path, count: int = 0) -> subprocess.Popen[str]:
+def start_writer(folder: Path, *where: str, count: int = 0) -> subprocess.Popen[str]:
     """Start `write` in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", __name__, "write", str(folder), str(count)],
+        [sys.executable, "-m", __name__, "write", str(folder), str(count), *where],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
@@ -124,6 +134,6 @@ def start_writer(folder: Path, count: int = 0) -> subprocess.Popen[str]:
 if __name__ == "__main__":
     os.umask(0o077)
     if sys.argv[1] == "write":
-        write(Path(sys.argv[2]), int(sys.argv[3]))
+        write(Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
     else:
         full(Path(sys.argv[2]))

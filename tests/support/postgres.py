@@ -1,0 +1,170 @@
+"""A real PostgreSQL server for a test: its own cluster, a unix socket, `fsync=on`.
+
+PostgreSQL refuses to run as root; a root test run starts it as the user that its package made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+
+_OWNER = "postgres"
+
+
+def binaries() -> Path:
+    """Return the folder of the newest server on this machine; skip the test without one."""
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3])
+    )
+    on_path = shutil.which("initdb")
+    if found:
+        return found[-1].parent
+    if on_path:
+        return Path(on_path).parent
+    pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
+
+
+@dataclass
+class Server:
+    """One server. `folder` holds its data and its socket."""
+
+    folder: Path
+    bin: Path
+    options: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def url(self, user: str = _OWNER, database: str = "postgres") -> str:
+        return f"host={self.folder} user={user} dbname={database}"
+
+    def run(self, *command: str) -> None:
+        done = subprocess.run(
+            [*_as_owner(), str(self.bin / command[0]), *command[1:]],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def init(self) -> None:
+        self.run("initdb", "-D", str(self.data), "-A", "trust", "-U", _OWNER, "-E", "UTF8",
+                 "--no-locale", "--no-sync")  # fmt: skip
+
+    def start(self) -> None:
+        options = {"listen_addresses": "", "unix_socket_directories": str(self.folder),
+                   "fsync": "on", "shared_buffers": "16MB", "max_connections": "40",
+                   **self.options}  # fmt: skip
+        flags = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*_as_owner(), str(self.bin / "postgres"), "-D", str(self.data), *flags],
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self.url(), connect_timeout=5).close()
+            except psycopg.OperationalError:
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                return
+
+    def sql(self, *statements: str) -> list[tuple[object, ...]]:
+        """Run statements as the owner; return the rows of the last."""
+        rows: list[tuple[object, ...]] = []
+        with psycopg.connect(self.url(), autocommit=True) as db:
+            for statement in statements:
+                cursor = db.execute(statement)
+                rows = cursor.fetchall() if cursor.description else []
+        return rows
+
+    def kill(self) -> None:
+        """Kill (-9) the postmaster; its children end when they notice."""
+        self._end(signal.SIGKILL)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT is a fast stop, SIGQUIT an immediate one: no checkpoint, recovery at the start."""
+        self._end(how)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(60)
+            self.process = None
+
+    def standby(self, folder: Path, name: str = "standby") -> Server:
+        """Make a streaming replica of this server; it is not started."""
+        self.run("pg_basebackup", "-d", self.url(), "-D", str(folder / "data"), "-c", "fast",
+                 "--no-sync")  # fmt: skip
+        (folder / "data/standby.signal").touch()
+        _give(folder / "data/standby.signal")
+        return Server(
+            folder,
+            self.bin,
+            {
+                **self.options,
+                "primary_conninfo": f"host={self.folder} user={_OWNER} application_name={name}",
+                "hot_standby": "on",
+                "synchronous_standby_names": "",
+            },
+        )
+
+
+@contextlib.contextmanager
+def folders(count: int = 1) -> Iterator[list[Path]]:
+    """Yield folders that the server's user may use, with names short enough for a socket."""
+    made = [Path(tempfile.mkdtemp(prefix="swpg", dir="/tmp")) for _ in range(count)]
+    for folder in made:
+        _give(folder)
+    try:
+        yield made
+    finally:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(**options: str) -> Iterator[Server]:
+    """Yield a new server, which is gone afterwards."""
+    programs = binaries()
+    with folders() as (folder,):
+        server = Server(folder, programs, dict(options))
+        server.init()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop(signal.SIGQUIT)
+
+
+def _as_owner() -> list[str]:
+    if os.geteuid() != 0:
+        return []
+    return ["setpriv", f"--reuid={_OWNER}", f"--regid={_OWNER}", "--clear-groups"]
+
+
+def _give(path: Path) -> None:
+    if os.geteuid() == 0:
+        owner = pwd.getpwnam(_OWNER)
+        os.chown(path, owner.pw_uid, owner.pw_gid)
