@@ -10,28 +10,21 @@ from sealward.cli.times import show_nanos
 
 def span_to_json(data: bytes) -> dict[str, Any]:
     """Return name, ids, times and attributes of a serialised opentelemetry.proto.trace.v1.Span."""
+    from sealward.evidence.event import EvidenceError, read_span
+
     try:
-        from opentelemetry.proto.trace.v1.trace_pb2 import Span
-    except ImportError:
-        raise CliError(
-            "opening events needs a package that is not here", advice="pip install sealward[server]"
-        ) from None
-    span = Span.FromString(data)
+        span = read_span(data)
+    except EvidenceError as error:
+        raise CliError(str(error)) from None
     return {
         "name": span.name,
-        "trace_id": span.trace_id.hex(),
-        "span_id": span.span_id.hex(),
-        "parent_span_id": span.parent_span_id.hex(),
-        "start": show_nanos(span.start_time_unix_nano),
-        "end": show_nanos(span.end_time_unix_nano),
-        "attributes": {pair.key: _value(pair.value) for pair in span.attributes},
+        "trace_id": span.trace_id,
+        "span_id": span.span_id,
+        "parent_span_id": span.parent_span_id,
+        "start": show_nanos(span.start),
+        "end": show_nanos(span.end),
+        "attributes": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in span.attributes.items()
+        },
     }
-
-
-def _value(value: Any) -> Any:
-    kind = value.WhichOneof("value")
-    if kind == "array_value":
-        return [_value(item) for item in value.array_value.values]
-    if kind == "bytes_value":
-        return value.bytes_value.hex()
-    return getattr(value, kind) if kind else None

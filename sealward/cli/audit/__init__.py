@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from sealward.cli.audit import events, prove, verify
+from sealward.cli.audit import events, export, prove, verify
 
 app = typer.Typer(help="Read, prove and verify the audit log.", no_args_is_help=True)
 
@@ -20,6 +20,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "tail": events.tail,
     "show": events.show,
     "prove": prove.prove,
+    "export": export.export,
     "verify": verify.verify,
 }
 for _name, _verb in _VERBS.items():
