@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -45,12 +46,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The verified other end. `spki_sha256` is the digest of its public key (DER)."""
+    """The verified other end. `spki_sha256` is the digest of its public key (DER).
+
+    `not_after` is when its certificate expires, seconds since the epoch.
+    """
 
     identity: Identity
     spki_sha256: bytes
     address: str
     tls_version: str = "TLSv1.3"
+    not_after: float = float("inf")
 
 
 def spiffe_id(trust_domain: str, kind: str, name: str) -> str:
@@ -85,7 +90,13 @@ def peer_from_certificate(pem: bytes, address: str, tls_version: str = "TLSv1.3"
     spki = leaf.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return Peer(parse_identity(uris[0]), hashlib.sha256(spki).digest(), address, tls_version)
+    return Peer(
+        parse_identity(uris[0]),
+        hashlib.sha256(spki).digest(),
+        address,
+        tls_version,
+        leaf.not_valid_after_utc.timestamp(),
+    )
 
 
 class PeerReader:
@@ -117,4 +128,7 @@ class PeerReader:
             if len(self._known) >= self._capacity:
                 self._known.clear()
             self._known[pem] = known
+        # The handshake was long ago: an open connection outlives its certificate.
+        if time.time() >= known.not_after:
+            raise SealwardError(Reason.IDENTITY_INVALID, "the certificate has expired")
         return known

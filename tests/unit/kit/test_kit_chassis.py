@@ -210,6 +210,17 @@ def test_the_handshake_refuses_strangers(rig: Rig) -> None:
             assert error.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
 
 
+def test_an_open_connection_ends_with_its_certificate(rig: Rig) -> None:
+    material = rig.authority.issue(f"spiffe://{TD}/service/audit", seconds=2)
+    with rig.channel(material) as channel:
+        stub = keys_pb2_grpc.KeysServiceStub(channel)
+        assert stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
+        while time.time() <= material.not_after:
+            threading.Event().wait(0.05)
+        error = failing(stub.GetStatus, keys_pb2.GetStatusRequest())
+        assert info_of(error).reason == "IDENTITY_INVALID"
+
+
 def test_tls_12_is_refused(rig: Rig) -> None:
     from sealward.kit.runner import _refuse_old_tls
 
