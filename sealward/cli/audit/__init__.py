@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from sealward.cli.audit import events, export, prove, verify
+from sealward.cli.audit import events, explain, export, prove, verify
 
 app = typer.Typer(help="Read, prove and verify the audit log.", no_args_is_help=True)
 
@@ -21,6 +21,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "show": events.show,
     "prove": prove.prove,
     "export": export.export,
+    "explain": explain.explain,
     "verify": verify.verify,
 }
 for _name, _verb in _VERBS.items():
