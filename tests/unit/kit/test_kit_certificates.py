@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,31 @@ def scrape(address: str, context: ssl.SSLContext) -> bytes:
         while chunk := secure.recv(65536):
             found += chunk
         return found
+
+
+def test_metrics_take_connections_up_to_a_bound(authority: Any) -> None:
+    server = authority.issue(f"spiffe://{TD}/service/audit", dns=("localhost",))
+    listener = MetricsListener(CollectorRegistry(), Credentials(server), "127.0.0.1:0")
+    listener.start()
+    host, port = listener.address.rsplit(":", 1)
+    with ExitStack() as held:
+        silent = [
+            held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            for _ in range(100)
+        ]
+        # Who is over the bound is told so at once; the others may take their time to say hello.
+        assert silent[-1].recv(1) == b""
+        threads = [t for t in threading.enumerate() if "process_request_thread" in t.name]
+        assert len(threads) == 64
+    client = Credentials(authority.issue(f"spiffe://{TD}/user/prometheus"))
+    context = client.ssl_context(ssl.Purpose.SERVER_AUTH)
+    deadline = time.monotonic() + 20
+    answer = b""
+    while not answer and time.monotonic() < deadline:
+        with suppress(OSError):
+            answer = scrape(listener.address, context)
+    assert answer
+    listener.stop()
 
 
 def test_metrics_want_a_certificate_and_follow_renewal(authority: Any) -> None:
