@@ -12,8 +12,9 @@ from hashlib import sha256
 from itertools import product
 
 from sealward.tlog.checkpoint import Checkpoint
-from sealward.tlog.errors import TileError
+from sealward.tlog.errors import LeafError, TileError
 from sealward.tlog.leaf import MIN_LEAF_SIZE, VERSION
+from sealward.tlog.logchange import parse_change_leaf
 from sealward.tlog.merkle import HASH_SIZE, complete_root, edge_root
 from sealward.tlog.tiles import CHECKPOINT_PATH, TILE_HEIGHT, TILE_WIDTH, Tile, parse_path
 
@@ -315,11 +316,22 @@ def _hash_entries(data: bytes, width: int) -> tuple[list[bytes], list[int], int]
         end = begin + (data[at] << 8 | data[at + 1])
         if end > size:
             break
-        if end - begin < MIN_LEAF_SIZE or data[begin] != VERSION:
+        if (end - begin < MIN_LEAF_SIZE or data[begin] != VERSION) and not _is_change(
+            data[begin:end]
+        ):
             odd.append(position)
         hashes.append(sha256(b"\x00" + data[begin:end]).digest())
         at = end
     return hashes, odd, at
+
+
+def _is_change(entry: bytes) -> bool:
+    """Return whether an entry is one in clear that changes the log."""
+    try:
+        parse_change_leaf(entry)
+    except LeafError:
+        return False
+    return True
 
 
 def _bundle_end(data: bytes, width: int) -> int:

@@ -82,6 +82,10 @@ class Publisher:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    def finish(self) -> bool:
+        """Publish the end of a log that grows no more, after `stop`; return whether it is there."""
+        return self._guard(self.publish if self._known else self._first)
+
     def rebuild(self) -> int:
         """Make the files what the store says; return how many differed or were missing."""
         size, checkpoint = self._log.head

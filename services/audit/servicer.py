@@ -15,6 +15,7 @@ from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import EVENT_ID_SIZE, PREFIX_SIZE, parse_leaf
+from sealward.tlog.logchange import CHANGE_VERSION
 from services.audit.index import IndexFailedError
 from services.audit.log import Placed
 from services.audit.queries import asked, check_query, query_of, receipt_of, summary_of
@@ -98,6 +99,8 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         event_id = _event_id(request.event_id)
         call_of(context).attributes[names.TARGET] = event_id.hex()
         shard, placed, checkpoint = self._receipt(event_id)
+        if placed.leaf[0] == CHANGE_VERSION:
+            raise SealwardError(Reason.NOT_FOUND, "no event but a change of the log, in clear")
         leaf = parse_leaf(placed.leaf)
         span = shard.segments.open(placed.leaf[:PREFIX_SIZE], leaf.sealed)
         row = self._rows.read(leaf.event_id, span)

@@ -36,7 +36,7 @@ from services.audit.origin import (
     open_log_keys,
     vkey_lines,
 )
-from services.audit.publisher import Publisher, check_published, write_vkey
+from services.audit.publisher import Publisher, check_published
 from services.audit.segments import KeyRing, Segments
 from services.audit.store import LogStore, StoreBrokenError
 
@@ -173,7 +173,7 @@ class LiveShard:
         )
         if not check_published(place.published, parse_vkeys("\n".join(self.vkeys)), self.log):
             parts.logger.warning("publisher.torn-checkpoint")
-        self.write_vkeys()
+        self.closed = False
         self.publisher = Publisher(
             self.log,
             self.store,
@@ -188,10 +188,6 @@ class LiveShard:
         """See Shard."""
         return vkey_lines(key_state(self.store, self.keys.signers))
 
-    def write_vkeys(self, announced: Sequence[str] = ()) -> None:
-        """Write the file of verifier keys; `announced` are those of a log to come."""
-        write_vkey(self.place.vkey, "\n".join((*self.vkeys, *announced)))
-
     def start(self) -> None:
         """Begin to publish and to index."""
         self.publisher.start()
@@ -204,6 +200,7 @@ class LiveShard:
 
     def close(self) -> None:
         """Release everything."""
+        self.closed = True
         self.keys.index.close()
         self.index.close()
         self.store.close()
