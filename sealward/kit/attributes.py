@@ -38,6 +38,8 @@ RUNTIME_DIGEST = "sealward.runtime.digest"
 DETERMINISM = "sealward.determinism"
 PRODUCER_ID = "sealward.producer.id"
 PRODUCER_SEQ = "sealward.producer.seq"
+PRODUCER_INSTANCE = "sealward.producer.instance"
+"""Which run of the producer numbers its events: hex digits, new whenever the numbers begin again."""
 TARGET = "sealward.target"
 """What a control call acted on: a user name, a session id, a key's purpose. Never a patient."""
 COUNT = "sealward.count"
@@ -60,7 +62,7 @@ ALLOWED = frozenset(
         SESSION_ID, PURPOSE, BREAK_GLASS, BREAK_GLASS_REASON, MODEL_NAME, MODEL_VERSION,
         MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
         POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
-        PRODUCER_SEQ, TARGET, COUNT, VERDICT, CLOCK_SOURCE, CLOCK_OFFSET, CLOCK_ERROR, METHOD,
+        PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CLOCK_SOURCE, CLOCK_OFFSET, CLOCK_ERROR, METHOD,
         SERVICE_NAME,
     }
 )  # fmt: skip
@@ -76,7 +78,7 @@ EVENT_TYPES = frozenset(
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
         "audit.conflict", "audit.start", "audit.gap", "audit.clock", "audit.report", "audit.export",
         "audit.reconcile", "audit.reindex", "audit.review", "audit.hold", "audit.release",
-        "audit.freeze", "audit.purge", "audit.logs", "log.key", "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
+        "audit.freeze", "audit.suspend", "audit.purge", "audit.logs", "log.key", "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
         "keys.branch-open", "keys.certificate", "otel.span", "service.start", "service.stop",
     }
 )  # fmt: skip

@@ -15,7 +15,7 @@ from sealward.kit.errors import StartupError
 from services.audit.index import Row
 
 VERSION = 1
-_INTEGERS = ("time", "caller_seq", "producer_seq")
+_INTEGERS = ("time", "caller_seq", "producer_seq", "counted")
 _TYPES = {
     **dict.fromkeys(_INTEGERS, "bigint"),
     "break_glass": "boolean", "event_id": "bytea", "trace_id": "bytea",

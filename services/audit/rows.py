@@ -7,6 +7,7 @@ that a rebuilt index is the same table.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 
 from sealward.kit import attributes as names
 from sealward.kit.spans import AttributeValue
@@ -14,34 +15,51 @@ from services.audit.index import Row
 from services.audit.spanfilter import FilteredSpan, SpanFilter
 
 _MAX_INT = (1 << 63) - 1
+_TEXTS = (
+    names.CODE, names.REASON, names.ACTOR_ID, names.ACTOR_KIND, names.SESSION_ID, names.PURPOSE,
+    names.PATIENT, names.MODEL_NAME, names.MODEL_VERSION, names.ORGANIZATION, names.TARGET,
+    names.PRODUCER_ID, names.PRODUCER_INSTANCE, names.DATA_CATEGORY,
+)  # fmt: skip
+_EMPTY: Mapping[str, AttributeValue] = dict.fromkeys(_TEXTS, "")
+_texts_of = itemgetter(*_TEXTS)
+_ONLY_TEXT = {str}
 
 
 def row_of(event_id: bytes, span: FilteredSpan, values: Mapping[str, AttributeValue]) -> Row:
     """Return the row of an event. `values` are the attributes as they are sealed, by name."""
+    texts = _texts_of({**_EMPTY, **values})
+    if {*map(type, texts)} != _ONLY_TEXT:
+        texts = tuple(map(str, texts))
+    (
+        code, reason, actor, actor_kind, session, purpose, patient, model, model_version,
+        organization, target, producer, instance, data_category,
+    ) = texts  # fmt: skip
     get = values.get
     outcome = get(names.OUTCOME)
-    producer = str(get(names.PRODUCER_ID, ""))
     return Row(
         event_id,
         span.start,
         span.event_type,
         outcome if isinstance(outcome, str) else "failed" if span.failed else "ok",
-        str(get(names.CODE, "")),
-        str(get(names.REASON, "")),
-        str(get(names.ACTOR_ID, "")),
-        str(get(names.ACTOR_KIND, "")),
-        str(get(names.SESSION_ID, "")),
+        code,
+        reason,
+        actor,
+        actor_kind,
+        session,
         _number(get(names.CALLER_SEQ)),
-        str(get(names.PURPOSE, "")),
+        purpose,
         1 if get(names.BREAK_GLASS) is True else 0,
-        str(get(names.PATIENT, "")),
-        str(get(names.MODEL_NAME, "")),
-        str(get(names.MODEL_VERSION, "")),
-        str(get(names.ORGANIZATION, "")),
-        str(get(names.TARGET, "")),
+        patient,
+        model,
+        model_version,
+        organization,
+        target,
         producer,
         _number(get(names.PRODUCER_SEQ)),
         span.trace_id,
+        instance,
+        _number(get(names.COUNT)),
+        data_category,
     )
 
 
@@ -58,5 +76,4 @@ class RowReader:
 
 
 def _number(value: AttributeValue | None) -> int:
-    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_INT
-    return int(value) if usable and isinstance(value, int) else 0
+    return value if type(value) is int and 0 <= value <= _MAX_INT else 0

@@ -17,12 +17,12 @@ from sealward.kit.errors import StartupError
 from services.audit.index import IndexFailedError, Query, Row, TableDigest
 from services.audit.index_sql import where
 
-_VERSION = 2
+_VERSION = 3
 _COLUMNS = ", ".join(Row._fields)
 _MARKS = ", ".join("?" * (len(Row._fields) + 1))
 _TYPES = {
     "event_id": "BLOB", "trace_id": "BLOB", "time": "INTEGER", "caller_seq": "INTEGER",
-    "break_glass": "INTEGER", "producer_seq": "INTEGER",
+    "break_glass": "INTEGER", "counted": "INTEGER", "producer_seq": "INTEGER",
 }  # fmt: skip
 _SCHEMA = f"""
 CREATE TABLE events (

@@ -17,6 +17,7 @@ EXTRA: dict[str, Any] = {
     names.ACTOR_KIND: "user", names.SESSION_ID: "5e55", names.CALLER_SEQ: 7,
     names.BREAK_GLASS: True, names.MODEL_VERSION: "1", names.ORGANIZATION: "clinic",
     names.TARGET: "bert", names.PRODUCER_SEQ: 12, names.REASON: "X",
+    names.PRODUCER_INSTANCE: "ab12", names.COUNT: 3, names.DATA_CATEGORY: "lab",
 }  # fmt: skip
 
 
@@ -38,7 +39,8 @@ def test_a_row_has_all_that_is_asked_for(suite: Suite) -> None:
         "actor": "dr-smith", "actor_kind": "user", "session": "5e55", "caller_seq": 7,
         "purpose": "TREAT", "break_glass": 1, "patient": suite.index.pseudonym("p1"),
         "model": "breast-cancer", "model_version": "1", "organization": "clinic",
-        "target": "bert", "producer": "gateway", "producer_seq": 12,
+        "target": "bert", "producer": "gateway", "producer_seq": 12, "instance": "ab12",
+        "counted": 3, "data_category": "lab",
     }  # fmt: skip
     assert [index for index, _ in suite.query(break_glass=True)] == [1, 0]
     assert [index for index, _ in suite.query(session="5e55")] == [1, 0]
