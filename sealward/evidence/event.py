@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.protobuf.message import DecodeError
 
@@ -105,6 +105,13 @@ class Event:
     def identified(self) -> bool:
         """True when the span names the patient in clear."""
         return names.PATIENT_REFERENCE in self.span.attributes
+
+    def pseudonymous(self) -> Event:
+        """Return the event without the patient reference in clear."""
+        if not self.identified:
+            return self
+        kept = {k: v for k, v in self.span.attributes.items() if k != names.PATIENT_REFERENCE}
+        return replace(self, span=replace(self.span, attributes=kept))
 
     @property
     def trust_domain(self) -> str:

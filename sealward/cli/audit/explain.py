@@ -27,6 +27,9 @@ def explain(
     for_patient: Annotated[
         bool, typer.Option("--for-patient", help="In plain words, without staff.")
     ] = False,
+    identified: Annotated[
+        bool, typer.Option("--identified", help="The patient in clear, not by pseudonym.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page here as well.")
     ] = None,
@@ -45,6 +48,8 @@ def explain(
     admin = Admin(suite)
     with admin.channel("audit") as channel:
         opened = get_event(suite, channel, event_id(event))
+    if not identified:
+        opened = opened.pseudonymous()
     if for_patient and not opened.patient:
         raise usage("this event is about no patient", "leave --for-patient out")
     asked, card = _card(admin, opened) if opened.text(names.MODEL_NAME) else (True, None)
