@@ -39,7 +39,7 @@ DETERMINISM = "sealward.determinism"
 PRODUCER_ID = "sealward.producer.id"
 PRODUCER_SEQ = "sealward.producer.seq"
 PRODUCER_INSTANCE = "sealward.producer.instance"
-"""Which run of the producer numbers its events: hex digits, new whenever the numbers begin again."""
+"""Which run of the producer numbers its events: hex digits, new when the numbers begin again."""
 TARGET = "sealward.target"
 """What a control call acted on: a user name, a session id, a key's purpose. Never a patient."""
 COUNT = "sealward.count"
@@ -62,8 +62,8 @@ ALLOWED = frozenset(
         SESSION_ID, PURPOSE, BREAK_GLASS, BREAK_GLASS_REASON, MODEL_NAME, MODEL_VERSION,
         MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
         POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
-        PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CLOCK_SOURCE, CLOCK_OFFSET, CLOCK_ERROR, METHOD,
-        SERVICE_NAME,
+        PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CLOCK_SOURCE, CLOCK_OFFSET,
+        CLOCK_ERROR, METHOD, SERVICE_NAME,
     }
 )  # fmt: skip
 """What a producer may send."""
@@ -78,8 +78,9 @@ EVENT_TYPES = frozenset(
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
         "audit.conflict", "audit.start", "audit.gap", "audit.clock", "audit.report", "audit.export",
         "audit.reconcile", "audit.reindex", "audit.review", "audit.hold", "audit.release",
-        "audit.freeze", "audit.suspend", "audit.purge", "audit.logs", "log.key", "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
-        "keys.branch-open", "keys.certificate", "otel.span", "service.start", "service.stop",
+        "audit.freeze", "audit.suspend", "audit.purge", "audit.logs", "log.key", "log.successor",
+        "log.final", "keys.keystore-create", "keys.branch-create", "keys.branch-open",
+        "keys.certificate", "otel.span", "service.start", "service.stop",
     }
 )  # fmt: skip
 """Stable codes of event types."""

@@ -17,7 +17,8 @@ class Row(NamedTuple):
     """One event. Ids are opaque; `patient` is the keyed pseudonym, or empty.
 
     `time` is the start of the span in nanoseconds since the epoch. The numbers are 0 where the
-    event has none; `break_glass` is 0 or 1; `counted` is how many things a summary stands for. The columns of a backend have these names and order.
+    event has none; `break_glass` is 0 or 1; `counted` is how many things a summary stands for. The
+    columns of a backend have these names and order.
     """
 
     event_id: bytes
