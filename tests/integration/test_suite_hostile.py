@@ -166,7 +166,7 @@ def store(suite: RunningSuite) -> Any:
 
 
 def test_a_store_that_lies_opens_no_door(suite: RunningSuite, store: Any) -> None:
-    victim, name = suite.user("ada"), suite.user("mallory")
+    victim, name = suite.user("ada"), suite.user("trudy")
     key, other = (f"sess:{token_hash(suite.token(who))}" for who in (name, victim))
     value = store.get(key)
     suite.ask(name)
