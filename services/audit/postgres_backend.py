@@ -37,6 +37,7 @@ class PostgresBackend:
         """See Backend."""
         if sealed:
             return SealedPostgresStore(self._database, self._name(place))
+        make_folder(place.folder)
         return PostgresStore(self._database, self._name(place), wait=self._wait)
 
     def index(self, place: Place, origin: str) -> Index:

@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 _OWNER = "postgres"
+SMALL_BYTES = 12 << 20
 
 
 def binaries() -> Path:
@@ -38,11 +39,15 @@ def binaries() -> Path:
 
 @dataclass
 class Server:
-    """One server. `folder` holds its data and its socket."""
+    """One server. `folder` holds its data and its socket.
+
+    `small` is a folder in which it alone sees a file system of a few MiB.
+    """
 
     folder: Path
     bin: Path
     options: dict[str, str] = field(default_factory=dict)
+    small: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,7 +55,8 @@ class Server:
         return self.folder / "data"
 
     def url(self, user: str = _OWNER, database: str = "postgres") -> str:
-        return f"host={self.folder} user={user} dbname={database}"
+        port = self.options.get("port", "5432")
+        return f"host={self.folder} port={port} user={user} dbname={database}"
 
     def run(self, *command: str) -> None:
         done = subprocess.run(
@@ -74,11 +80,12 @@ class Server:
         flags = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*_as_owner(), str(self.bin / "postgres"), "-D", str(self.data), *flags],
+                [*self._mounted(), *_as_owner(), str(self.bin / "postgres"), "-D", str(self.data),
+                 *flags],
                 stdout=log,
                 stderr=log,
                 cwd="/",
-            )
+            )  # fmt: skip
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -90,6 +97,14 @@ class Server:
             else:
                 return
 
+    def _mounted(self) -> list[str]:
+        if self.small is None:
+            return []
+        owner = self.small.stat()
+        options = f"size={SMALL_BYTES},mode=700,uid={owner.st_uid},gid={owner.st_gid}"
+        script = f'mount -t tmpfs -o {options} none {self.small} && exec "$@"'
+        return ["unshare", "-m", "sh", "-c", script, "sh"]
+
     def sql(self, *statements: str) -> list[tuple[object, ...]]:
         """Run statements as the owner; return the rows of the last."""
         rows: list[tuple[object, ...]] = []
@@ -99,15 +114,8 @@ class Server:
                 rows = cursor.fetchall() if cursor.description else []
         return rows
 
-    def kill(self) -> None:
-        """Kill (-9) the postmaster; its children end when they notice."""
-        self._end(signal.SIGKILL)
-
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """SIGINT is a fast stop, SIGQUIT an immediate one: no checkpoint, recovery at the start."""
-        self._end(how)
-
-    def _end(self, how: signal.Signals) -> None:
+        """SIGINT is a fast stop; SIGQUIT and SIGKILL leave recovery to the next start."""
         if self.process is not None:
             self.process.send_signal(how)
             self.process.wait(60)
@@ -144,6 +152,15 @@ def folders(count: int = 1) -> Iterator[list[Path]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def needs_mounts() -> None:
+    """Skip the test where no small file system can be mounted for one process."""
+    probe = subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    )
+    if probe.returncode != 0:
+        pytest.skip("needs the right to mount a small tmpfs for the server")
+
+
 @contextlib.contextmanager
 def running(**options: str) -> Iterator[Server]:
     """Yield a new server, which is gone afterwards."""
@@ -151,8 +168,8 @@ def running(**options: str) -> Iterator[Server]:
     with folders() as (folder,):
         server = Server(folder, programs, dict(options))
         server.init()
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop(signal.SIGQUIT)
