@@ -7,6 +7,8 @@ import csv as stdlib_csv
 import dataclasses
 import io
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,6 +233,17 @@ def test_csv_has_its_columns_and_the_values() -> None:
     assert rows[0]["started"] == "2026-09-21T14:13:20.123Z"
     assert rows[1]["patient"] == REFERENCE
     assert [int(row["log_index"]) for row in rows] == [event.index for event in EVENTS]
+
+
+def test_the_documentation_lists_the_columns() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "evidence.md").read_text()
+    table = page[page.index("| columns |") : page.index("## A COSE receipt")]
+    listed = [name for line in table.splitlines() for name in _names(line.split("|")[1:2])]
+    assert tuple(listed) == csv.COLUMNS
+
+
+def _names(cells: list[str]) -> list[str]:
+    return re.findall(r"`(\w+)`", "".join(cells))
 
 
 @pytest.mark.parametrize(
