@@ -79,6 +79,34 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
         ),
         **_service("sealward.api.audit.v1.ExportService", {"ExportEvents": _ADMIN}),
         **_service(
+            "sealward.api.audit.v1.LogAdminService",
+            dict.fromkeys(
+                (
+                    "ListLogs",
+                    "Freeze",
+                    "RotateLogKey",
+                    "Archive",
+                    "Purge",
+                    "PlaceHold",
+                    "ReleaseHold",
+                    "ListHolds",
+                    "Reindex",
+                ),
+                _ADMIN,
+            ),
+        ),
+        **_service(
+            "sealward.api.audit.v1.ReviewService",
+            {
+                "ReportDisclosures": _ADMIN,
+                "SuspendAccounting": _ADMIN,
+                "ListBreakGlass": _ADMIN,
+                "SignOff": _ADMIN,
+                "ListBursts": _ADMIN,
+                "ListActivity": _ADMIN,
+            },
+        ),
+        **_service(
             "opentelemetry.proto.collector.trace.v1.TraceService",
             {"Export": _SERVICES | {"workload"}},
         ),

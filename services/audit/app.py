@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from sealward.api.audit.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
+from sealward.api.audit.v1.logs_pb2_grpc import add_LogAdminServiceServicer_to_server
+from sealward.api.audit.v1.review_pb2_grpc import add_ReviewServiceServicer_to_server
 from sealward.kit.channel import Channels
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
@@ -23,8 +25,11 @@ from services.audit.entry import DEFAULT_TENANT
 from services.audit.events import OwnEvents
 from services.audit.exporting import ExportServicer
 from services.audit.ingest_otlp import TraceIngest, add_to_server
+from services.audit.lifecycle import Lifecycle
 from services.audit.metrics import AuditMetrics
 from services.audit.pump import AppendPump
+from services.audit.retention import SteadyClock
+from services.audit.reviewing import ReviewServicer
 from services.audit.rollover import Rollover
 from services.audit.servicer import AuditServicer
 from services.audit.settings import AuditSettings
@@ -65,7 +70,14 @@ class AuditApp:
             settings.publish_ms / 1000,
             Hooks(self._on_size, self._on_published, self._on_full, self._on_broken),
         )
-        self._rollover = Rollover(parts, Places(settings.data_dir))
+        clock = SteadyClock()
+        self._rollover = Rollover(
+            parts,
+            Places(settings.data_dir),
+            clock,
+            announce_days=settings.announce_days,
+            steady=clock.steady,
+        )
         self._shards = _patiently(
             lambda: self._rollover.open(settings.tenant_names), settings.start_seconds
         )
@@ -98,11 +110,17 @@ class AuditApp:
             lambda reason: metrics.refused.labels(reason.name).inc(),
         )
         servicer = AuditServicer(self._shards)
+        self._lifecycle = Lifecycle(
+            self._rollover, self._backend, self._ring, self._events, settings, metrics, ctx.log,
+            clock,
+        )  # fmt: skip
         self._server = GrpcServer(
             ctx,
             servicers=[
                 (add_AuditServiceServicer_to_server, servicer),
                 (add_ExportServiceServicer_to_server, ExportServicer(self._shards)),
+                (add_LogAdminServiceServicer_to_server, self._lifecycle.servicer),
+                (add_ReviewServiceServicer_to_server, ReviewServicer(self._shards)),
                 (_add_ingest, TraceIngest(self._committer, maker, metrics)),
             ],
             fronts=[front],
@@ -117,6 +135,7 @@ class AuditApp:
         log = self._shards.current().log
         size, _ = log.head
         self._metrics.size.set(size)
+        self._lifecycle.observe()
         self._ctx.health.set("disk", ready=True)
         self._ctx.health.set("keys", ready=True)
         self._committer.start()
@@ -176,6 +195,14 @@ class AuditApp:
                 return
             if tick % _SUMMARY_TICKS == 0:
                 self._events.summarise()
+                self._observe()
+
+    def _observe(self) -> None:
+        try:
+            self._lifecycle.observe()
+        except StoreError:
+            # A log is turning; the next minute has the figures.
+            return
 
 
 def build(ctx: ServiceContext[AuditSettings]) -> AuditApp:

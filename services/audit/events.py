@@ -33,12 +33,34 @@ from services.audit.log import Placed
 from services.audit.metrics import AuditMetrics
 
 _AUDIT = "/sealward.api.audit.v1.AuditService"
+_REVIEW = "/sealward.api.audit.v1.ReviewService"
 _TYPES: Mapping[str, str] = {
     f"{_AUDIT}/QueryEvents": "audit.query",
     f"{_AUDIT}/GetEvent": "audit.read",
     f"{_AUDIT}/GetReceipt": "log.receipt",
     f"{_AUDIT}/GetConsistency": "log.consistency",
     "/sealward.api.audit.v1.ExportService/ExportEvents": "audit.export",
+    f"{_REVIEW}/ReportDisclosures": "audit.report",
+    f"{_REVIEW}/SuspendAccounting": "audit.suspend",
+    f"{_REVIEW}/ListBreakGlass": "audit.report",
+    f"{_REVIEW}/SignOff": "audit.review",
+    f"{_REVIEW}/ListBursts": "audit.report",
+    f"{_REVIEW}/ListActivity": "audit.report",
+    "/sealward.api.audit.v1.LogAdminService/ListLogs": "audit.logs",
+    "/sealward.api.audit.v1.LogAdminService/ListHolds": "audit.logs",
+}
+# Recorded by their servicer before they take effect (`before`); here only when they fail.
+_CHANGES: Mapping[str, str] = {
+    f"/sealward.api.audit.v1.LogAdminService/{method}": event_type
+    for method, event_type in {
+        "Freeze": "audit.freeze",
+        "RotateLogKey": "log.key",
+        "Archive": "audit.archive",
+        "Purge": "audit.purge",
+        "PlaceHold": "audit.hold",
+        "ReleaseHold": "audit.release",
+        "Reindex": "audit.reindex",
+    }.items()
 }
 # Proofs tell nothing of an event. The gateway records these calls itself, with the caller's name.
 _RECORDED_BY_GATEWAY = frozenset({"log.receipt", "log.consistency"})
@@ -119,6 +141,20 @@ class OwnEvents:
             },
         )
 
+    def before(
+        self,
+        call: ControlCall,
+        event_type: str,
+        values: Mapping[str, AttributeValue],
+        patient: str = "",
+    ) -> None:
+        """Record a change that a call makes, before it takes effect; raise SealwardError."""
+        self._append(call, event_type, "ok", {**_caller(call), names.CODE: "OK", **values}, patient)
+
+    def by_itself(self, event_type: str, target: str) -> None:
+        """Record a change that the service makes by itself, before it does; raise SealwardError."""
+        self._submit(self._make(event_type, "ok", {names.TARGET: target}))
+
     def begun(self, size: int) -> None:
         """Record that the service started with a log of `size` entries; raise SealwardError."""
         self._submit(self._make("audit.start", "ok", {names.COUNT: size}))
@@ -134,7 +170,8 @@ class OwnEvents:
     def _record(self, call: ControlCall, started: int, error: SealwardError | None) -> None:
         identity = call.peer.identity
         denied = error is not None and error.code in _DENIED
-        event_type = "access.denied" if denied else _TYPES.get(call.method)
+        known = _CHANGES.get(call.method) if error else None
+        event_type = "access.denied" if denied else known or _TYPES.get(call.method)
         if event_type is None or (
             event_type in _RECORDED_BY_GATEWAY and identity.role == "service/gateway"
         ):
@@ -143,10 +180,7 @@ class OwnEvents:
             self._metrics.denied_unrecorded.inc()
             return
         values: dict[str, Any] = {
-            names.ACTOR_ID: identity.name,
-            names.ACTOR_KIND: identity.kind,
-            names.ACTOR_CERT: call.peer.spki_sha256.hex(),
-            names.METHOD: call.method,
+            **_caller(call),
             names.CODE: (error.code if error else Code.OK).name,
             **call.attributes,
         }
@@ -154,10 +188,23 @@ class OwnEvents:
             values[names.REASON] = error.reason.name
         outcome = "denied" if denied else "failed" if error else "ok"
         patient = str(values.pop(names.PATIENT_REFERENCE, ""))
+        self._append(call, event_type, outcome, values, patient, started)
+
+    def _append(
+        self,
+        call: ControlCall,
+        event_type: str,
+        outcome: str,
+        values: Mapping[str, AttributeValue],
+        patient: str,
+        started: int | None = None,
+    ) -> None:
         candidate = self._make(event_type, outcome, values, started, patient)
         placed = self._submit(candidate)
-        call.trailers.append((EVENT_ID_KEY, candidate.key.event_id.hex()))
-        call.trailers.append((LOG_INDEX_KEY, str(placed.index)))
+        named = {EVENT_ID_KEY: candidate.key.event_id.hex(), LOG_INDEX_KEY: str(placed.index)}
+        # A change that fails after it was recorded has two events: the answer names the last.
+        call.trailers[:] = [pair for pair in call.trailers if pair[0] not in named]
+        call.trailers += named.items()
 
     def _may_record(self, identity: Identity) -> bool:
         now = self._clock()
@@ -203,3 +250,14 @@ class OwnEvents:
             self._committer().submit_later((self._make(event_type, outcome, values),))
         except SealwardError as error:
             self._logger.error("event.lost", name=event_type, reason=error.reason.name)
+
+
+def _caller(call: ControlCall) -> dict[str, AttributeValue]:
+    """Return what is said of who makes a call."""
+    identity = call.peer.identity
+    return {
+        names.ACTOR_ID: identity.name,
+        names.ACTOR_KIND: identity.kind,
+        names.ACTOR_CERT: call.peer.spki_sha256.hex(),
+        names.METHOD: call.method,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,14 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import EVENT_ID_SIZE, PREFIX_SIZE, parse_leaf
 from sealward.tlog.logchange import CHANGE_VERSION
-from services.audit.index import IndexFailedError
+from services.audit.index import IndexFailedError, Query
 from services.audit.log import Placed
 from services.audit.queries import asked, check_query, query_of, receipt_of, summary_of
+from services.audit.reading import rows_of
+from services.audit.receipts import Receipts
+from services.audit.reports.found import Found
 from services.audit.rows import RowReader
+from services.audit.scanning import Scanned, scan
 from services.audit.shard import Shard
 from services.audit.shards import Shards
 from services.audit.store import StoreError
@@ -35,6 +40,8 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
         self._rows = RowReader()
+        # Opening a whole log keeps a core busy: one at a time.
+        self._scanning = threading.Semaphore()
 
     def Append(
         self,
@@ -83,14 +90,35 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         if _NAME.fullmatch(request.user):
             # Whose activity was looked at. What is no name may be anything, and is not kept.
             left[names.TARGET] = request.user
-        found: list[audit_pb2.EventSummary] = []
+        found: list[Found] = []
+        scans: list[audit_pb2.Scan] = []
         most = request.limit or _DEFAULT_LIMIT
         for shard in asked(self._shards, request):
-            found += self._rows_of(shard, request, most - len(found))
-            if len(found) >= most:
-                break
+            query = query_of(shard, request, most - len(found))
+            if request.complete:
+                scanned = self._scan(shard, query, context)
+                scans.append(
+                    audit_pb2.Scan(
+                        origin=scanned.origin,
+                        entries=scanned.entries,
+                        root=scanned.root,
+                        differences=scanned.differences,
+                    )
+                )
+                found += scanned.found
+            else:
+                found += rows_of(shard, query, query.limit)
+                if len(found) >= most:
+                    break
+        del found[most:]
         left[names.COUNT] = len(found)
-        return audit_pb2.QueryEventsResponse(events=found)
+        receipts = Receipts(self._shards)
+        return audit_pb2.QueryEventsResponse(
+            events=[summary_of(event.origin, event.place, event.row) for event in found],
+            receipts=receipts.of(found) if request.receipts else (),
+            checkpoints=receipts.checkpoints,
+            scans=scans,
+        )
 
     def GetEvent(
         self, request: audit_pb2.GetEventRequest, context: grpc.ServicerContext
@@ -118,16 +146,17 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         except StoreError:
             raise _unavailable() from None
 
-    def _rows_of(
-        self, shard: Shard, request: audit_pb2.QueryEventsRequest, limit: int
-    ) -> list[audit_pb2.EventSummary]:
-        query = query_of(shard, request, limit)
-        shard.indexer.wait(shard.log.head[0])
+    def _scan(self, shard: Shard, query: Query, context: grpc.ServicerContext) -> Scanned:
+        if query.before_index:
+            raise _invalid("a complete reading begins at the newest entry", "before_index")
+        if not self._scanning.acquire(blocking=False):
+            raise SealwardError(Reason.OVERLOADED, "another log is being read", retry_after=5.0)
         try:
-            rows = shard.index.rows(query)
-        except IndexFailedError:
+            return scan(shard, query, context.is_active)
+        except (IndexFailedError, StoreError):
             raise _unavailable() from None
-        return [summary_of(shard.origin, index, row) for index, row in rows]
+        finally:
+            self._scanning.release()
 
 
 def _event_id(value: bytes) -> bytes:

@@ -1,0 +1,1 @@
+"""What a privacy officer asks of the record. Pure: rows in, answers out."""
