@@ -268,6 +268,23 @@ def test_who_was_taken_over_never_commits_again(
             assert append(second) == [6, 7, 8]
 
 
+def test_an_epoch_ends_for_a_writer_whose_session_lives_on(
+    tmp_path: Path, server: Server, schema: str
+) -> None:
+    with opened(tmp_path, server.url(), schema) as suite:
+        append(suite)
+        server.sql(f"UPDATE {schema}.logs SET epoch = epoch + 1")  # noqa: S608
+        for action in (lambda: suite.store.put([("a", b"")]), lambda: suite.store.forget("a")):
+            with pytest.raises(StoreBrokenError, match="taken over"):
+                action()
+        with pytest.raises(SealwardError):
+            append(suite)
+        assert suite.broken == ["another audit service has taken over this log"]
+        assert suite.store.get("a") is None
+        assert server.sql(f"SELECT size FROM {schema}.logs") == [(3,)]  # noqa: S608
+        assert server.sql(f"SELECT count(*) FROM {schema}.ids") == [(3,)]  # noqa: S608
+
+
 def test_an_idle_writer_notices_that_it_was_taken_over(
     tmp_path: Path, server: Server, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
