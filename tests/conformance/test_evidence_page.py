@@ -131,7 +131,26 @@ def call_field(name: str) -> Change:
     return change
 
 
+def loose_bits(content: bytes) -> bytes:
+    """Another spelling of the first hash of the path: bits that decoding passes over."""
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    lines = content.split(b"\n")
+    last = alphabet.index(lines[3][42:43])
+    lines[3] = lines[3][:42] + alphabet[last ^ 1 : (last ^ 1) + 1] + b"="
+    assert base64.b64decode(lines[3]) == EVENTS[0].path[0]
+    return b"\n".join(lines)
+
+
+def both_ids(data: dict[str, Any]) -> None:
+    """Another key id in the verifier key and in the signature line: they agree, and are wrong."""
+    edit_vkeys(lambda vkeys: vkeys.replace(KEY_ID.hex().encode(), b"00000000"))(data)
+    in_line(ORIGIN_LINE + 4, lambda raw: bytes(4) + raw[4:], b"\xe2\x80\x94 " + NAME + b" ")(data)
+
+
+KEY_ID = EVENTS[0].head.verifiers[0].key_id
 FLIPS: dict[str, Change] = {
+    "loose-bits": edit_file(0, "proof", loose_bits),
+    "both-ids": both_ids,
     "leaf-version": in_line(1, flip(32), b"extra "),
     "leaf-event-id": in_line(1, flip(33), b"extra "),
     "leaf-binding": in_line(1, flip(32 + 17), b"extra "),

@@ -19,6 +19,7 @@ from sealward.evidence import csv, fhir
 from sealward.evidence.event import EvidenceError, make_event, open_head, read_span
 from sealward.evidence.purposes import TREATMENT_PAYMENT_OPERATIONS, WORDS
 from sealward.kit import attributes as names
+from sealward.kit.spans import SpanHead
 from sealward.tlog.note import parse_vkeys
 from sealward.tlog.receipt import open_receipt
 from services.gateway.purposes import PURPOSES
@@ -79,6 +80,15 @@ def test_an_event_whose_entry_is_not_in_the_log_is_refused() -> None:
         open_head(b"no note", event.head.vkeys)
     with pytest.raises(EvidenceError):
         open_head(event.checkpoint, "")
+
+
+def test_the_entry_names_its_event_where_the_span_does_not() -> None:
+    event = EVENTS[0]
+    receipt = Receipt(log_index=event.index, leaf=event.leaf, path=b"".join(event.path))
+    span = SpanHead("x").build(1, 2, [])
+    assert make_event(event.event_id, span, receipt, event.head).id == event.id
+    with pytest.raises(EvidenceError, match="another event"):
+        make_event(bytes(16), span, receipt, event.head)
 
 
 def test_spans_are_read_as_opentelemetry_reads_them() -> None:
