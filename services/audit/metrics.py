@@ -52,6 +52,16 @@ class AuditMetrics:
             "sealward_audit_published_time_seconds", "When the checkpoint was last published",
             registry=registry,
         )  # fmt: skip
+        self.log_age = Gauge(
+            "sealward_audit_log_age_seconds", "Age of the log that grows", ["tenant"],
+            registry=registry,
+        )  # fmt: skip
+        self.logs = Gauge("sealward_audit_logs", "Logs, by state", ["state"], registry=registry)
+        self.next_purge = Gauge(
+            "sealward_audit_next_purge_seconds",
+            "Time until a log's retention is over; negative when it is, infinite for none",
+            registry=registry,
+        )
         self.full = Gauge(
             "sealward_audit_disk_full", "1 while the disk takes nothing", registry=registry
         )

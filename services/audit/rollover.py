@@ -27,6 +27,7 @@ from sealward.tlog.logchange import LogFinal, LogSuccessor, change_leaf
 from sealward.tlog.merkle import leaf_hash
 from services.audit.backend import Place, Places
 from services.audit.entry import DEFAULT_TENANT
+from services.audit.logkeys import expire, resume
 from services.audit.origin import (
     INDEX_KEY,
     KEYS,
@@ -117,6 +118,11 @@ class Rollover:
         # Tenants whose turn was begun and is not done, and when to try again.
         self._turning: set[str] = set()
         self._again = 0.0
+
+    @property
+    def places(self) -> Places:
+        """Where logs lie."""
+        return self._places
 
     @property
     def shards(self) -> Shards:
@@ -250,9 +256,12 @@ class Rollover:
             try:
                 if tenant in self._turning:
                     self._advance(tenant)
-                elif not self._steady():
                     continue
-                elif now.year > shard.name.year:
+                if expire(shard, self._clock()):
+                    self._parts.logger.info("log.key-ended", tenant=tenant)
+                if not self._steady():
+                    continue
+                if now.year > shard.name.year:
                     self.before_turn(shard, _renamed(shard.name, str(now.year)).origin)
                     self._turn(tenant, str(now.year))
                 elif (now + dt.timedelta(days=self._announce_days)).year > shard.name.year:
@@ -400,6 +409,7 @@ class Rollover:
         self._settle(tenant)
         place, past = self._find(tenant)
         current = LiveShard(self._parts, place, lambda: self._new_origin(tenant, opened))
+        resume(current, self._parts.ring)
         if _Turn.of(current.store) is not None:
             # It died between what it meant and what it did.
             self._end(current)

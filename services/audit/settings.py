@@ -18,6 +18,12 @@ class AuditSettings(ServiceSettings):
 
     tenants: str = Field(default="", pattern=r"^([a-z0-9-]{1,32}(,[a-z0-9-]{1,32})*)?$")
     """Whose logs there are, comma-separated. `default` is always there; others are refused."""
+    retention_years: int = Field(default=10, ge=6, le=100)
+    """Years that a log is kept after its end; six is the floor (45 CFR 164.316)."""
+    announce_days: int = Field(default=14, ge=2, le=90)
+    """Days before the year's end at which the next log's key is made known."""
+    key_overlap_days: int = Field(default=7, ge=2, le=90)
+    """Days for which a log's old key signs beside the new one."""
     publish_ms: int = Field(default=100, ge=10, le=60_000)
     """Milliseconds between two publications of tiles and checkpoint while the log grows."""
     segment_entries: int = Field(default=1 << 20, ge=1024, le=1 << 20)

@@ -253,8 +253,9 @@ class PastShard:
         except TlogError:
             raise StartupError(f"{self.place.folder} has no final checkpoint: damaged") from None
         self.vkeys = vkey_lines(key_state(store))
-        state = (store.get(STATE) or b"frozen").decode()
-        self.state: State = "purged" if state == "purged" else "frozen"
+        self.stored_state = (store.get(STATE) or b"frozen").decode()
+        # One whose keys are being destroyed opens no more.
+        self.state: State = "frozen" if self.stored_state == "frozen" else "purged"
         if self.state == "frozen" and is_sealed(self.place):
             self.state = "archived"
 
