@@ -165,9 +165,9 @@ def for_patient(event: Event, card: Card | None) -> Page:
     lines.append(("Why", in_words(purpose) if purpose else "no purpose was recorded"))
     if event.outcome == "ok":
         listed = (
-            "Yes: it was for a purpose other than treatment, payment or running the organization."
+            "Yes: it was for something else than treatment, payment or running the organization."
             if is_disclosure(event)
-            else "No: uses for treatment, payment or running the organization are not listed there."
+            else "No: treatment, payment, running the organization and your own wish are left out."
         )
         lines.append(("In your accounting of disclosures", listed))
     if event.text(names.BREAK_GLASS) == "true":

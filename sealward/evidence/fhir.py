@@ -3,7 +3,7 @@
 Profiles that are claimed in `meta.profile`, by what happened:
 
 - a prediction about a patient, answered: `PatientRead`; without a patient: `Read`
-- the same for a purpose that is not treatment, payment or operations: `PrivacyDisclosure.Source`
+- what an accounting of disclosures has to list: `PrivacyDisclosure.Source`
 - a refusal: a security alert with BALP's subtype for decisions by role. No profile is claimed: the
   one for authorization decisions asks for a consent on file.
 - anything else: DICOM's codes for the kind of activity, no profile.
@@ -24,8 +24,8 @@ from types import MappingProxyType
 from typing import Any
 
 from sealward.evidence.event import Event
+from sealward.evidence.purposes import NOT_ACCOUNTED, WORDS
 from sealward.evidence.purposes import SYSTEM as PURPOSES
-from sealward.evidence.purposes import TREATMENT_PAYMENT_OPERATIONS, WORDS
 from sealward.kit import attributes as names
 
 DICOM = "http://dicom.nema.org/resources/ontology/DCM"
@@ -121,22 +121,25 @@ def ndjson_line(event: Event) -> str:
 
 
 def is_disclosure(event: Event) -> bool:
-    """True when patient data went out for a purpose that an accounting has to list."""
-    return (
-        event.type == "inference.predict"
-        and event.outcome == "ok"
-        and bool(event.patient)
-        and event.text(names.PURPOSE) not in TREATMENT_PAYMENT_OPERATIONS
-    )
+    """True when patient data went out in a way that an accounting has to list.
+
+    Reading the audit is an operation of its own (auditing, 45 CFR 164.501); handing events out of
+    the suite is not.
+    """
+    if event.outcome != "ok" or not event.patient:
+        return False
+    if event.type.startswith("audit."):
+        return event.type == "audit.export"
+    return event.text(names.PURPOSE) not in NOT_ACCOUNTED
 
 
 def _profile(event: Event) -> str:
-    if event.type != "inference.predict" or event.outcome != "ok":
-        return ""
     if is_disclosure(event):
         name = "PrivacyDisclosure.Source"
-    else:
+    elif event.type == "inference.predict" and event.outcome == "ok":
         name = "PatientRead" if event.patient else "Read"
+    else:
+        return ""
     return f"{BALP}/StructureDefinition/IHE.BasicAudit.{name}"
 
 

@@ -1,9 +1,8 @@
 """Purposes of use in words: HL7's value set v3-PurposeOfUse (code system v3-ActReason, 2018-08-12).
 
-Which of them are treatment, payment or health care operations (45 CFR 164.501) decides what an
-accounting of disclosures has to list (164.528(a)(1)(i)). HL7 sorts more codes under operations than
-the rule's definition does; where the two differ, and for a code that is not known, the answer here
-is no: rather listed than left out.
+Which of them are treatment, payment, health care operations (45 CFR 164.501) or the patient's own
+request decides what an accounting of disclosures has to list (164.528(a)(1)). A code that is not
+clearly one of these is listed, and so is a use without any code.
 """
 
 from __future__ import annotations
@@ -78,15 +77,21 @@ WORDS: Mapping[str, str] = MappingProxyType(
 )
 """Code → HL7's display."""
 
-TREATMENT_PAYMENT_OPERATIONS = frozenset(
+NOT_ACCOUNTED = frozenset(
     {
-        "TREAT", "ETREAT", "ERTREAT", "BTG", "CAREMGT", "COC",
+        # Treatment
+        "TREAT", "ETREAT", "BTG", "ERTREAT", "COC", "CAREMGT",
+        # Payment
         "HPAYMT", "CLMATTCH", "COVAUTH", "COVERAGE", "ELIGDTRM", "ELIGVER", "ENROLLM", "REMITADV",
-        "HOPERAT", "FRAUD", "HACCRED", "HCOMPL", "HDM", "HOUTCOMS", "HQUALIMP", "HSYSADMIN",
-        "MEMADMIN", "METAMGT", "PATADMIN", "PATSFTY", "PERFMSR", "RECORDMGT", "TRAIN",
+        # Health care operations
+        "HOPERAT", "HACCRED", "HCOMPL", "HOUTCOMS", "HPRGRP", "HQUALIMP", "HSYSADMIN", "LABELING",
+        "METAMGT", "MEMADMIN", "PATADMIN", "PATSFTY", "PERFMSR", "RECORDMGT", "SYSDEV", "HTEST",
+        "TRAIN",
+        # To the patient
+        "PATRQT",
     }
 )  # fmt: skip
-"""Disclosures for these are not listed in an accounting."""
+"""Disclosures for these are not listed in an accounting; the report leaves out the same."""
 
 
 def in_words(code: str) -> str:

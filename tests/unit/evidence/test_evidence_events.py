@@ -9,6 +9,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from fhir.resources.R4B.auditevent import AuditEvent
 from sealward.api.audit.v1.audit_pb2 import Receipt
 from sealward.evidence import csv, fhir
 from sealward.evidence.event import EvidenceError, make_event, open_head, read_span
-from sealward.evidence.purposes import TREATMENT_PAYMENT_OPERATIONS, WORDS
+from sealward.evidence.purposes import NOT_ACCOUNTED, WORDS
 from sealward.kit import attributes as names
 from sealward.kit.spans import SpanHead
 from sealward.tlog.note import parse_vkeys
 from sealward.tlog.receipt import open_receipt
+from services.audit.reports import disclosures
 from services.gateway.purposes import PURPOSES
 from tests.support.evidence_events import (
     DENIED,
@@ -110,8 +112,19 @@ def test_spans_are_read_as_opentelemetry_reads_them() -> None:
 
 def test_purposes_are_those_of_the_gateway() -> None:
     assert set(WORDS) == PURPOSES
-    assert TREATMENT_PAYMENT_OPERATIONS < PURPOSES
-    assert not {"HRESCH", "HMARKT", "HLEGAL", "PATRQT"} & TREATMENT_PAYMENT_OPERATIONS
+    assert NOT_ACCOUNTED < PURPOSES
+    assert not {"HRESCH", "HMARKT", "HLEGAL", "PUBHLTH"} & NOT_ACCOUNTED
+
+
+def test_a_disclosure_is_what_the_accounting_lists() -> None:
+    assert NOT_ACCOUNTED == disclosures.NOT_ACCOUNTED
+    for record in (*ALL, {**PREDICTION, names.EVENT_TYPE: "audit.export"}):
+        (event,) = make_events([record])
+        row = SimpleNamespace(
+            outcome=event.outcome, type=event.type, purpose=event.text(names.PURPOSE)
+        )
+        listed = disclosures.is_disclosure(SimpleNamespace(row=row))  # type: ignore[arg-type]
+        assert fhir.is_disclosure(event) == (listed and bool(event.patient)), record
 
 
 # --- FHIR ----------------------------------------------------------------------------------------
