@@ -1,13 +1,12 @@
 """Publishes the log as files: a C2SP tlog-tiles tree that any tlog tool reads.
 
-Files are derived from the store and never read back as truth. They are written to a temporary name
-and renamed, tiles before the checkpoint that speaks of them, and not synced: after a crash the
-start compares each with what the store says and writes anew what differs.
+Files are derived from the store and never read back as truth. Tiles are there before the checkpoint
+that speaks of them. After a crash the start compares each with what the store says and writes anew
+what differs. Where they go is a TileSink's business: a directory, or an object store.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -31,8 +30,10 @@ from sealward.tlog.tiles import (
     tiles_at,
     tiles_between,
 )
+from services.audit.directory_sink import DirectorySink, replace_file
 from services.audit.log import LogView
 from services.audit.store import LogStore
+from services.audit.tilesink import SinkMovedError, SinkUnavailableError, TileSink
 
 _RETRY_SECONDS = 1.0
 # How long the partial forms of a full tile stay, for readers of an earlier checkpoint.
@@ -40,13 +41,16 @@ _LINGER_SECONDS = 10.0
 
 
 class Publisher:
-    """Keeps a directory (0700, files 0600) up with a log, from a thread of its own."""
+    """Keeps what is published up with a log, from a thread of its own.
+
+    A folder stands for a DirectorySink in it.
+    """
 
     def __init__(
         self,
         log: LogView,
         store: LogStore,
-        folder: Path,
+        sink: TileSink | Path,
         logger: structlog.typing.FilteringBoundLogger,
         *,
         interval: float = 0.1,
@@ -55,7 +59,7 @@ class Publisher:
     ) -> None:
         self._log = log
         self._store = store
-        self._folder = folder
+        self._sink = _sink(sink)
         self._logger = logger
         self._interval = interval
         self._linger = linger
@@ -63,8 +67,10 @@ class Publisher:
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._size = 0
-        self._known: set[Path] = set()
-        self._outdated: deque[tuple[float, Path]] = deque()
+        self._compared = False
+        self._failing = False
+        self._behind_since: float | None = None
+        self._outdated: deque[tuple[float, Tile]] = deque()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def start(self) -> None:
@@ -73,7 +79,15 @@ class Publisher:
 
     def changed(self) -> None:
         """Say that the log has grown. Cheap, from any thread."""
+        if self._behind_since is None:
+            self._behind_since = time.monotonic()
         self._changed.set()
+
+    @property
+    def behind(self) -> float:
+        """For how many seconds there have been entries that are not published; 0 for none."""
+        since = self._behind_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def stop(self, timeout: float) -> None:
         """Publish what is left and end."""
@@ -84,42 +98,54 @@ class Publisher:
 
     def finish(self) -> bool:
         """Publish the end of a log that grows no more, after `stop`; return whether it is there."""
-        return self._guard(self.publish if self._known else self._first)
+        return self._guard(self._again())
 
     def rebuild(self) -> int:
         """Make the files what the store says; return how many differed or were missing."""
+        self._compared = False
         size, checkpoint = self._log.head
         repaired = 0
+        sink = self._sink
         self._outdated.clear()
-        for left in self._folder.rglob(".*.new"):
-            left.unlink()
+        sink.begin()
+        if _size_of(sink.read(CHECKPOINT_PATH)) > size:
+            # Of a service that has taken over: its files are not this one's to write.
+            raise SinkMovedError
         for tile in tiles_at(size):
             for form in (*self._earlier_forms(tile), tile):
                 wanted = self._content(form)
-                path = self._folder / form.path
-                if not _holds(path, wanted):
+                if not sink.holds(form.path, wanted):
                     repaired += 1
-                    self._write(path, wanted)
+                    sink.write(form.path, wanted)
             self._outdate(tile)
-        if size and not _holds(self._folder / CHECKPOINT_PATH, checkpoint):
+        sink.flush()
+        if size and not sink.holds(CHECKPOINT_PATH, checkpoint):
             repaired += 1
-        self._write(self._folder / CHECKPOINT_PATH, checkpoint)
-        self._size = size
-        self._on_published(size)
+        self._complete(size, checkpoint)
         return repaired
 
     def publish(self) -> None:
         """Write what has changed since the last time, the checkpoint last."""
         size, checkpoint = self._log.head
         if size == self._size:
+            self._behind_since = None
             return
         for tile in tiles_between(self._size, size):
-            self._write(self._folder / tile.path, self._content(tile))
+            self._sink.write(tile.path, self._content(tile))
             self._outdate(tile)
-        self._write(self._folder / CHECKPOINT_PATH, checkpoint)
-        self._size = size
-        self._on_published(size)
+        self._sink.flush()
+        self._complete(size, checkpoint)
         self._drop_partials()
+
+    def _complete(self, size: int, checkpoint: bytes) -> None:
+        """Write the checkpoint over what is there by now."""
+        self._sink.write(CHECKPOINT_PATH, checkpoint)
+        self._sink.flush()
+        self._size = size
+        self._compared = True
+        # What came meanwhile is a little older than this says, and published next.
+        self._behind_since = None if self._log.head[0] == size else time.monotonic()
+        self._on_published(size)
 
     def _run(self) -> None:
         failing = not self._guard(self._first)
@@ -127,8 +153,7 @@ class Publisher:
             if failing:
                 if self._stop.wait(_RETRY_SECONDS):
                     return
-                # What a failed round left half done, the comparison finds.
-                failing = not self._guard(self._first)
+                failing = not self._guard(self._again())
                 continue
             self._changed.wait()
             self._changed.clear()
@@ -136,6 +161,10 @@ class Publisher:
             failing = not self._guard(self.publish)
             # The next round begins an interval after this one did.
             self._stop.wait(max(0.0, begun + self._interval - time.monotonic()))
+
+    def _again(self) -> Callable[[], None]:
+        """Return what a failed round is made good by: the comparison, unless it was whole."""
+        return self.publish if self._compared else self._first
 
     def _first(self) -> None:
         repaired = self.rebuild()
@@ -146,10 +175,17 @@ class Publisher:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - the log goes on without its copy
-            self._logger.error(
-                "publisher.failed", error_type=type(error).__name__, where=where(error)
-            )
+            # After a sink that was away, what was written is still there.
+            self._compared &= isinstance(error, SinkUnavailableError)
+            if not self._failing:
+                self._failing = True
+                self._logger.error(
+                    "publisher.failed", error_type=type(error).__name__, where=where(error)
+                )
             return False
+        if self._failing:
+            self._failing = False
+            self._logger.info("publisher.recovered", size=self._size)
         return True
 
     def _content(self, tile: Tile) -> bytes:
@@ -158,47 +194,25 @@ class Publisher:
             return encode_bundle(self._store.leaves(start, start + tile.width))
         return self._log.hashes(TILE_HEIGHT * tile.level, start, start + tile.width)
 
-    def _write(self, path: Path, data: bytes) -> None:
-        self._make(path.parent)
-        temporary = path.with_name(f".{path.name}.new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        temporary.replace(path)
-
-    def _make(self, folder: Path) -> None:
-        if folder not in self._known:
-            # One by one: mkdir gives its mode to the last folder alone.
-            if folder != self._folder:
-                self._make(folder.parent)
-            folder.mkdir(mode=0o700, parents=folder == self._folder, exist_ok=True)
-            self._known.add(folder)
-
     def _earlier_forms(self, tile: Tile) -> Iterator[Tile]:
         """Yield the partial forms of earlier sizes that are there beside a partial tile."""
         if tile.width != TILE_WIDTH:
-            for width in range(1, tile.width):
-                form = replace(tile, width=width)
-                if (self._folder / form.path).exists():
-                    yield form
+            for width in self._sink.forms(tile):
+                if width < tile.width:
+                    yield replace(tile, width=width)
 
     def _drop_partials(self) -> None:
         """Remove the partial forms of tiles that are full (tlog-tiles, "Partial Tiles")."""
         now = time.monotonic()
         while self._outdated and self._outdated[0][0] <= now:
-            _, folder = self._outdated.popleft()
-            for file in folder.iterdir():
-                file.unlink(missing_ok=True)
-            folder.rmdir()
-            self._known.discard(folder)
+            self._sink.drop_forms(self._outdated.popleft()[1])
 
     def _outdate(self, tile: Tile) -> None:
-        folder = self._folder / f"{tile.path}.p"
-        if tile.width == TILE_WIDTH and folder.is_dir():
-            self._outdated.append((time.monotonic() + self._linger, folder))
+        if tile.width == TILE_WIDTH and self._sink.forms(tile):
+            self._outdated.append((time.monotonic() + self._linger, tile))
 
 
-def check_published(folder: Path, verifiers: Sequence[Verifier], log: LogView) -> bool:
+def check_published(sink: TileSink | Path, verifiers: Sequence[Verifier], log: LogView) -> bool:
     """Compare the published checkpoint with the log before anything new is signed.
 
     Raise StartupError when it is of a longer log or another tree (the store was rolled back or
@@ -206,12 +220,17 @@ def check_published(folder: Path, verifiers: Sequence[Verifier], log: LogView) -
     be read as a checkpoint at all, as a crash may leave it: then it witnesses nothing.
     """
     try:
-        published = open_checkpoint((folder / CHECKPOINT_PATH).read_bytes(), verifiers)
-    except FileNotFoundError:
-        return True
+        found = _sink(sink).read(CHECKPOINT_PATH)
+        if found is None:
+            return True
+        published = open_checkpoint(found, verifiers)
+    except SinkUnavailableError:
+        raise StartupError(
+            "the tile store does not answer: what was published cannot be compared"
+        ) from None
     except SignatureError:
         raise StartupError(
-            f"{folder} holds a log that this store's key has not signed: move it away"
+            f"{sink} holds a log that this store's key has not signed: move it away"
         ) from None
     except (OSError, TlogError):
         return False
@@ -228,15 +247,14 @@ def check_published(folder: Path, verifiers: Sequence[Verifier], log: LogView) -
 
 def write_vkey(path: Path, line: str) -> None:
     """Write the verifier key file: one line a key, mode 0600."""
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(f"{line}\n".encode())
-    temporary.replace(path)
+    replace_file(path, f"{line}\n".encode())
 
 
-def _holds(path: Path, wanted: bytes) -> bool:
-    try:
-        return path.read_bytes() == wanted
-    except OSError:
-        return False
+def _sink(sink: TileSink | Path) -> TileSink:
+    return DirectorySink(sink) if isinstance(sink, Path) else sink
+
+
+def _size_of(checkpoint: bytes | None) -> int:
+    """Return the size that a checkpoint claims (its second line); 0 when it is none."""
+    line = (checkpoint or b"").split(b"\n", 2)[1:2]
+    return int(line[0]) if line and line[0].isdigit() and len(line[0]) < 20 else 0
