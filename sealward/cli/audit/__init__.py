@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from sealward.cli.audit import events, explain, export, prove, verify
+from sealward.cli.audit import accounting, events, explain, export, prove, review, verify
 
 app = typer.Typer(help="Read, prove and verify the audit log.", no_args_is_help=True)
 
@@ -20,9 +20,13 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "tail": events.tail,
     "show": events.show,
     "prove": prove.prove,
+    "accounting": accounting.accounting,
+    "bursts": review.bursts,
+    "activity": review.activity,
     "export": export.export,
     "explain": explain.explain,
     "verify": verify.verify,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
+app.add_typer(review.app, name="review")

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sealward.cli.audit.asking import ReceiptsTo, Tenant, write_receipts
 from sealward.cli.audit.common import Event, Limit, event_id
+from sealward.cli.errors import CliError
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line, table
 from sealward.cli.suite import Suite
 from sealward.cli.times import parse_time, show_nanos
 
 if TYPE_CHECKING:
-    from sealward.api.audit.v1.audit_pb2 import EventSummary
+    from sealward.api.audit.v1.audit_pb2 import EventSummary, QueryEventsResponse
 
 
 class Outcome(StrEnum):
@@ -30,6 +32,7 @@ class Outcome(StrEnum):
 
 _COLUMNS = ("index", "time", "type", "outcome", "reason", "actor", "model", "purpose", "event")
 _FOLLOW_SECONDS = 0.5
+_COMPLETE_SECONDS = 3600.0
 
 
 def query(
@@ -44,14 +47,30 @@ def query(
     ] = "",
     since: Annotated[str, typer.Option("--since", help="From then on: 2h, 7d, ISO time.")] = "",
     until: Annotated[str, typer.Option("--until", help="Before then.")] = "",
+    purpose: Annotated[str, typer.Option("--purpose", help="HL7 purpose of use.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Reason of a refusal.")] = "",
+    session: Annotated[str, typer.Option("--session", help="Session id.")] = "",
+    break_glass: Annotated[
+        bool, typer.Option("--break-glass", help="Only events under break-glass.")
+    ] = False,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete", help="Open every entry of the logs: shows that no other event is there."
+        ),
+    ] = False,
+    receipts: ReceiptsTo = None,
+    tenant: Tenant = "",
     limit: Limit = 100,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
     """List events, newest first."""
     now = dt.datetime.now(dt.UTC)
-    events = _query(
-        Suite.at(directory),
+    suite = Suite.at(directory)
+    answer = _ask(
+        suite,
+        seconds=_COMPLETE_SECONDS if complete else None,
         user=user,
         patient=patient,
         model=model,
@@ -59,12 +78,37 @@ def query(
         type=event_type,
         since_unix_nano=parse_time(since, now) if since else 0,
         until_unix_nano=parse_time(until, now) if until else 0,
+        purpose=purpose,
+        reason=reason,
+        session=session,
+        break_glass=break_glass,
+        complete=complete,
+        receipts=receipts is not None,
+        tenant=tenant,
         limit=limit,
     )
+    events = list(answer.events)
+    proofs = 0
+    if receipts is not None:
+        proofs = write_receipts(receipts, suite, events, answer.receipts, answer.checkpoints)
+    scans = [
+        {"origin": scan.origin, "entries": scan.entries, "root": scan.root.hex(),
+         "differences": scan.differences}
+        for scan in answer.scans
+    ]  # fmt: skip
     if as_json:
-        emit({"events": [_row(event) for event in events]}, as_json=True)
-        return
-    table(_COLUMNS, [_cells(event) for event in events], empty="no events")
+        found: dict[str, Any] = {"events": [_row(event) for event in events]}
+        if receipts is not None:
+            found["receipts"] = proofs
+        if complete:
+            found["scans"] = scans
+        emit(found, as_json=True)
+    else:
+        table(_COLUMNS, [_cells(event) for event in events], empty="no events")
+        for scan in scans:
+            line(f"read whole: {scan['entries']} entries of {scan['origin']}, root {scan['root']}")
+    if any(scan["differences"] for scan in scans):
+        raise CliError("the index is not what the log says", advice="sealward audit reindex")
 
 
 def tail(
@@ -113,16 +157,19 @@ def show(event: Event, directory: Dir = DEFAULT, as_json: Json = False) -> None:
 
 
 def _query(suite: Suite, **fields: Any) -> list[EventSummary]:
+    return list(_ask(suite, **fields).events)
+
+
+def _ask(suite: Suite, seconds: float | None = None, **fields: Any) -> QueryEventsResponse:
     from sealward.api.audit.v1 import audit_pb2
     from sealward.api.audit.v1.audit_pb2_grpc import AuditServiceStub
     from sealward.cli.connect import CALL_SECONDS, Admin
     from sealward.cli.rpc import calling
 
     with calling("reading the log"), Admin(suite).channel("audit") as channel:
-        answer = AuditServiceStub(channel).QueryEvents(
-            audit_pb2.QueryEventsRequest(**fields), timeout=CALL_SECONDS
+        return AuditServiceStub(channel).QueryEvents(
+            audit_pb2.QueryEventsRequest(**fields), timeout=seconds or CALL_SECONDS
         )
-    return list(answer.events)
 
 
 def _row(event: EventSummary) -> dict[str, Any]:
@@ -138,6 +185,9 @@ def _row(event: EventSummary) -> dict[str, Any]:
         "model": event.model,
         "purpose": event.purpose,
         "patient": event.patient,
+        "break_glass": event.break_glass,
+        "session": event.session,
+        "origin": event.origin,
     }
 
 
