@@ -145,7 +145,8 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
             part.entries.append(index)
         for part in parts.values():
             part.entries = array("Q", sorted(part.entries))
-        return list(parts.values())
+        logs = [shard.origin for shard in self._shards.everything()]
+        return sorted(parts.values(), key=lambda part: -logs.index(part.shard.origin))
 
     def _events(
         self, parts: Sequence[_Part], *, identified: bool

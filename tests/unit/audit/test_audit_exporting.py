@@ -29,6 +29,7 @@ from services.audit.exporting import ExportServicer, described, without_referenc
 from services.audit.rollover import Rollover
 from services.audit.shard import Parts
 from services.audit.shards import Shards
+from tests.support.audit_shards import opened
 from tests.support.audit_suite import GATEWAY, Ring, entry_bytes, span_bytes
 from tests.support.inference_suite import until
 
@@ -230,3 +231,31 @@ def test_who_never_reads_is_cut_off_and_holds_nothing(shards: Shards) -> None:
             assert caught.value.code() == grpc.StatusCode.CANCELLED
     finally:
         serving.close()
+
+
+def test_an_export_goes_through_the_logs_of_several_years(tmp_path: Path) -> None:
+    with opened(tmp_path / "audit") as logs:
+        old = fill(logs.shards, 4)
+        logs.rollover.turn("default")
+        new = fill(logs.shards, 3)
+        serving = Serving(logs.shards)
+        try:
+            first, events = serving.export()
+            assert [event.summary.event_id for event in events] == old + new
+            assert len({log.origin for log in first.logs}) == 2
+            heads = [open_head(log.checkpoint, log.vkeys) for log in first.logs]
+            for event in events:
+                make_event(event.summary.event_id, event.span, event.receipt, heads[event.log])
+            # Each log has pseudonyms of its own: the reference finds the patient in both.
+            _, of_patient = serving.export(query=QueryEventsRequest(patient=PATIENT))
+            assert [e.summary.event_id for e in of_patient] == [*old[1::2], *new[1::2]]
+            _, newest = serving.export(query=QueryEventsRequest(limit=5))
+            assert [e.summary.event_id for e in newest] == [*old[2:], *new]
+            _, named = serving.export(event_ids=[new[0], old[0]])
+            assert [e.summary.event_id for e in named] == [old[0], new[0]]
+            past = first.logs[0].origin
+            _, of_log = serving.export(query=QueryEventsRequest(origin=past))
+            assert [e.summary.event_id for e in of_log] == old
+            assert serving.reason(query=QueryEventsRequest(origin="x")) == Reason.NOT_FOUND.name
+        finally:
+            serving.close()
