@@ -65,6 +65,12 @@ def export(
     ] = "",
     since: Annotated[str, typer.Option("--since", help="From then on: 2h, 7d, ISO time.")] = "",
     until: Annotated[str, typer.Option("--until", help="Before then.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Reason of a refusal.")] = "",
+    session: Annotated[str, typer.Option("--session", help="Session id.")] = "",
+    break_glass: Annotated[
+        bool, typer.Option("--break-glass", help="Only events under break-glass.")
+    ] = False,
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose logs.")] = "",
     limit: Annotated[
         int,
         typer.Option("--limit", "-n", min=0, max=1_000_000, help="The newest so many; 0 = all."),
@@ -105,6 +111,10 @@ def export(
         model=model,
         outcome=str(outcome) if outcome else "",
         purpose=purpose,
+        reason=reason,
+        session=session,
+        break_glass=break_glass,
+        tenant=tenant,
         type=event_type,
         since_unix_nano=parse_time(since, now) if since else 0,
         until_unix_nano=parse_time(until, now) if until else 0,
