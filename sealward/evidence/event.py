@@ -13,10 +13,10 @@ from sealward.api.audit.v1.export_pb2 import OpenedSpan, OpenedValue
 from sealward.kit import attributes as names
 from sealward.tlog.checkpoint import open_checkpoint
 from sealward.tlog.errors import ReceiptEventError, TlogError
-from sealward.tlog.leaf import SALT_SIZE
-from sealward.tlog.merkle import split_hashes
+from sealward.tlog.leaf import SALT_SIZE, parse_leaf
+from sealward.tlog.merkle import leaf_hash, split_hashes, verify_inclusion
 from sealward.tlog.note import Verifier, parse_vkeys
-from sealward.tlog.receipt import format_receipt, open_receipt
+from sealward.tlog.receipt import format_receipt
 
 Attribute = str | int | float | bool | tuple[str, ...]
 """What an attribute of a record may be; bytes are shown as hex digits."""
@@ -41,13 +41,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class LogHead:
-    """A log at the moment of a checkpoint, whose signature holds.
+    """A log at the moment of a checkpoint, whose signature holds: tree size and root (32 bytes).
 
-    `verifiers` are the keys that checked it: shared by all events of the log, so that a signature
-    is verified once.
+    `verifiers` are the keys that it holds under. All events of the log share it, so that the
+    signature is verified once.
     """
 
     origin: str
+    size: int
+    root: bytes
     checkpoint: bytes = field(repr=False)
     verifiers: tuple[Verifier, ...] = field(repr=False)
     vkeys: str = field(repr=False)
@@ -125,9 +127,10 @@ class Event:
     def check(self) -> None:
         """Verify that the entry is in the log and is this event's; raise EvidenceError."""
         try:
-            receipt = open_receipt(self.proof(), self.head.verifiers, self.origin)
-            if receipt.event_id != self.event_id:
+            if parse_leaf(self.leaf).event_id != self.event_id:
                 raise ReceiptEventError("entry is about another event")
+            hashed = leaf_hash(self.leaf)
+            verify_inclusion(hashed, self.index, self.head.size, self.path, self.head.root)
         except TlogError as error:
             raise EvidenceError(f"entry {self.index} does not verify: {error}") from None
         said = self.text(names.EVENT_ID).replace("-", "")
@@ -157,10 +160,10 @@ def open_head(checkpoint: bytes, vkeys: str) -> LogHead:
     """Verify a checkpoint with verifier keys, one a line; raise EvidenceError."""
     try:
         verifiers = tuple(parse_vkeys(vkeys))
-        origin = open_checkpoint(checkpoint, verifiers).origin
+        opened = open_checkpoint(checkpoint, verifiers)
     except TlogError as error:
         raise EvidenceError(f"a checkpoint does not verify: {error}") from None
-    return LogHead(origin, checkpoint, verifiers, vkeys)
+    return LogHead(opened.origin, opened.size, opened.root, checkpoint, verifiers, vkeys)
 
 
 def make_event(event_id: bytes, span: bytes, receipt: Receipt, head: LogHead) -> Event:

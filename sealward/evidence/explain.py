@@ -20,10 +20,8 @@ from sealward.evidence.event import Event
 from sealward.evidence.fhir import instant, is_disclosure
 from sealward.evidence.purposes import in_words
 from sealward.kit import attributes as names
-from sealward.tlog.checkpoint import Checkpoint
 from sealward.tlog.leaf import NO_BINDING, parse_leaf
 from sealward.tlog.merkle import leaf_hash
-from sealward.tlog.note import parse_note
 
 Lines = tuple[tuple[str, str], ...]
 """(label, text) pairs."""
@@ -282,13 +280,12 @@ def _input(event: Event) -> Lines:
 
 
 def _proof(event: Event) -> Lines:
-    head = Checkpoint.parse(parse_note(event.checkpoint).text)
     bound = parse_leaf(event.leaf).binding != NO_BINDING
     return (
         ("log", event.origin),
-        ("place", f"entry {event.index} of {head.size}"),
+        ("place", f"entry {event.index} of {event.head.size}"),
         ("entry's hash", leaf_hash(event.leaf).hex()),
-        ("root", head.root.hex()),
+        ("root", event.head.root.hex()),
         ("signed by", ", ".join(v.name + "+" + v.key_id.hex() for v in event.head.verifiers)),
         ("verified now", "yes: signature, path and event id"),
         (
