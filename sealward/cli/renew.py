@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sealward.cli.certificates import ensure_admin, renew_clients
+from sealward.cli.certificates import ensure_admin, renew_clients, spread_vkeys
 from sealward.cli.connect import Admin
 from sealward.cli.errors import CliError
 from sealward.cli.suite import Suite, write_private
@@ -29,6 +29,7 @@ def renew(suite: Suite, admin: Material | None = None) -> tuple[list[str], list[
     from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
 
     material = admin or ensure_admin(suite)
+    spread_vkeys(suite)
     renewed, refused, due = renew_clients(
         suite, lambda: UserServiceStub(Admin(suite, material).channel("gateway"))
     )

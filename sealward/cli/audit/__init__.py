@@ -11,7 +11,18 @@ from typing import Any
 
 import typer
 
-from sealward.cli.audit import accounting, events, explain, export, prove, review, verify
+from sealward.cli.audit import (
+    accounting,
+    events,
+    explain,
+    export,
+    hold,
+    logs,
+    prove,
+    reindex,
+    review,
+    verify,
+)
 
 app = typer.Typer(help="Read, prove and verify the audit log.", no_args_is_help=True)
 
@@ -26,7 +37,10 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "export": export.export,
     "explain": explain.explain,
     "verify": verify.verify,
+    "reindex": reindex.reindex,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
 app.add_typer(review.app, name="review")
+app.add_typer(logs.app, name="logs")
+app.add_typer(hold.app, name="hold")

@@ -42,10 +42,15 @@ def log_admin(directory: Dir, what: str) -> Iterator[LogAdminServiceStub]:
 
 
 @app.callback()
-def main(context: typer.Context) -> None:
-    """List the logs when no other verb is given."""
+def main(
+    context: typer.Context,
+    tenant: Tenant = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """List the logs; end, archive and purge them; change a log's key."""
     if context.invoked_subcommand is None:
-        list_()
+        list_(tenant, directory, as_json)
 
 
 @app.command("list")
@@ -76,9 +81,7 @@ def freeze(
     from sealward.api.audit.v1.logs_pb2 import FreezeRequest
 
     with log_admin(directory, "ending the log") as logs:
-        answer = logs.Freeze(
-            FreezeRequest(tenant=tenant, announce=announce), timeout=LONG_SECONDS
-        )
+        answer = logs.Freeze(FreezeRequest(tenant=tenant, announce=announce), timeout=LONG_SECONDS)
     shown = {
         "ended": None if announce else _row(answer.ended),
         "successor": answer.successor,

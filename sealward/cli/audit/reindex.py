@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
 from sealward.cli.audit.logs import LONG_SECONDS, log_admin
-from sealward.cli.audit.verifying import progress_bar
 from sealward.cli.errors import CliError
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit
@@ -27,22 +28,34 @@ def reindex(
     last = ReindexResponse()
     with (
         log_admin(directory, "making the index anew") as logs,
-        progress_bar(sys.stderr.isatty() and not as_json) as report,
+        _progress_bar(wanted=sys.stderr.isatty()) as report,
     ):
         for last in logs.Reindex(ReindexRequest(origin=log), timeout=LONG_SECONDS):
-            if report is not None:
-                report(last.done, last.size)
-    shown = {
+            report(last.done, last.size)
+    shown: dict[str, Any] = {
         "origin": last.origin,
         "entries": last.size,
         "digest": last.digest.hex(),
         "before": last.before.hex(),
-        "same": last.digest == last.before,
     }
-    emit(shown, as_json=as_json, text=f"{last.size} entries, digest {last.digest.hex()}")
     if last.digest != last.before:
         raise CliError(
             "the index was not what the log says; now it is",
             advice="look who may write to the audit service's folder",
-            before=last.before.hex(),
+            **shown,
         )
+    emit(shown, as_json=as_json, text=f"{last.size} entries, digest {last.digest.hex()}")
+
+
+@contextmanager
+def _progress_bar(*, wanted: bool) -> Iterator[Callable[[int, int], object]]:
+    if not wanted:
+        yield lambda _done, _size: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("indexing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("indexing")
+        yield lambda done, size: bar.update(task, completed=done, total=size)
