@@ -58,19 +58,38 @@ def to_be_signed(protected: bytes, root: bytes) -> bytes:
     return encode(("Signature1", protected, b"", root))
 
 
-def sign_receipt(signer: Signer, size: int, index: int, path: bytes, root: bytes) -> bytes:
-    """Return the COSE receipt of the leaf at `index` in the tree (`size`, `root`).
+def sign_root(signer: Signer, root: bytes) -> bytes:
+    """Return key id[4] || signature[64]: what all receipts of one tree have in common.
 
-    `path` is its inclusion path, joined. Raises CoseError for a tree of one entry: RFC 9942 has no
-    proof without a path.
+    Whoever keeps it can make the receipt of any entry of that tree without the key.
+    """
+    protected = _protected(signer.name, signer.key_id)
+    return signer.key_id + signer.sign(to_be_signed(protected, root))
+
+
+def format_receipt(origin: str, signed: bytes, size: int, index: int, path: bytes) -> bytes:
+    """Return the COSE receipt of the leaf at `index` in the tree whose root was signed.
+
+    `signed` is what `sign_root` gave, `path` the leaf's inclusion path, joined. Raises CoseError
+    for a tree of one entry: RFC 9942 has no proof without a path.
     """
     hashes = split_hashes(path)
     if not hashes:
         raise CoseError("a log of one entry has no COSE receipt")
-    protected = _protected(signer.name, signer.key_id)
-    proof = encode((size, index, tuple(hashes)))
-    signature = signer.sign(to_be_signed(protected, root))
-    return encode(Tag(COSE_SIGN1, (protected, {VDP: {INCLUSION: (proof,)}}, None, signature)))
+    key_id, signature = signed[:4], signed[4:]
+    return _spelling(
+        CoseReceipt(
+            origin, key_id, size, index, tuple(hashes), _protected(origin, key_id), signature
+        )
+    )
+
+
+def sign_receipt(signer: Signer, size: int, index: int, path: bytes, root: bytes) -> bytes:
+    """Return the COSE receipt of the leaf at `index` in the tree (`size`, `root`).
+
+    As `format_receipt`, with a signature made now.
+    """
+    return format_receipt(signer.name, sign_root(signer, root), size, index, path)
 
 
 def parse_receipt(data: bytes) -> CoseReceipt:

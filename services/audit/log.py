@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
-from sealward.tlog.cose import sign_receipt
+from sealward.tlog.cose import format_receipt, sign_root
 from sealward.tlog.errors import CoseError, ProofError
 from sealward.tlog.leaf import EVENT_ID_SIZE
 from sealward.tlog.merkle import EMPTY_ROOT, Tree, leaf_hash, node_hash
@@ -92,14 +92,23 @@ class LogView:
     """What a log answers about itself, whether it still grows or not. Thread-safe."""
 
     def __init__(
-        self, store: LogStore, tree: TiledTree, origin: str, head: tuple[int, bytes]
+        self,
+        store: LogStore,
+        tree: TiledTree,
+        origin: str,
+        head: tuple[int, bytes],
+        final_root: bytes = b"",
     ) -> None:
-        """Take a tree and the head (size, signed checkpoint) that belongs to it."""
+        """Take a tree and the head (size, signed checkpoint) that belongs to it.
+
+        `final_root` is what was kept of `signed_root` when the log ended.
+        """
         self._store = store
         self._tree = tree
         self._origin = origin
         # One value, replaced as a whole: readers see size and checkpoint that belong together.
         self._head = head
+        self._final_root = final_root
 
     @property
     def origin(self) -> str:
@@ -141,14 +150,24 @@ class LogView:
         """Return the joined nodes [start, end) of a tree level, as tiles hold them."""
         return self._tree.nodes(level, start, end)
 
-    def cose(self, placed: Placed, checkpoint: bytes) -> bytes:  # noqa: ARG002
-        """Return the COSE receipt of a place against its checkpoint; raise SealwardError.
+    def cose(self, placed: Placed, checkpoint: bytes) -> bytes:
+        """Return the COSE receipt of a place against its checkpoint; raise SealwardError."""
+        head = Checkpoint.parse(parse_note(checkpoint).text)
+        signed = self.signed_root(checkpoint)
+        try:
+            return format_receipt(self._origin, signed, head.size, placed.index, placed.path)
+        except CoseError:
+            raise _no_cose("a log of one entry has no COSE receipt") from None
 
-        The log's key makes it, so that a log which has ended makes none.
+    def signed_root(self, checkpoint: bytes) -> bytes:
+        """Return what `cose.sign_root` gives for a checkpoint's root; raise SealwardError.
+
+        A log that has ended has it for its final checkpoint alone: its key signs no more.
         """
-        raise SealwardError(
-            Reason.NOT_SUPPORTED, "this log has ended: its key signs no more", field="cose"
-        )
+        text = parse_note(self._head[1]).text
+        if not self._final_root or parse_note(checkpoint).text != text:
+            raise _no_cose("this log has ended: its key signed its final tree alone")
+        return self._final_root
 
     def placed(self, index: int, size: int, *, repeated: bool = False) -> Placed:
         """Return the place of an entry in the tree of a size; raise StoreError."""
@@ -264,15 +283,9 @@ class Log(LogView):
         finally:
             self._turns.give()
 
-    def cose(self, placed: Placed, checkpoint: bytes) -> bytes:
-        """See LogView."""
-        head = Checkpoint.parse(parse_note(checkpoint).text)
-        try:
-            return sign_receipt(self._signers[0], head.size, placed.index, placed.path, head.root)
-        except CoseError:
-            raise SealwardError(
-                Reason.NOT_SUPPORTED, "a log of one entry has no COSE receipt", field="cose"
-            ) from None
+    def signed_root(self, checkpoint: bytes) -> bytes:
+        """See LogView. The checkpoint is one of this log's own."""
+        return sign_root(self._signers[0], Checkpoint.parse(parse_note(checkpoint).text).root)
 
     def probe(self) -> None:
         """Find out whether a full disk has space again; quiet otherwise."""
@@ -401,6 +414,10 @@ def grown_root(tree: Tree | TiledTree, hashes: Sequence[bytes]) -> bytes:
     while edge:
         root = node_hash(edge.pop()[1], root)
     return root
+
+
+def _no_cose(message: str) -> SealwardError:
+    return SealwardError(Reason.NOT_SUPPORTED, message, field="cose")
 
 
 def _unavailable(message: str) -> SealwardError:

@@ -42,6 +42,7 @@ from services.audit.origin import (
 from services.audit.publisher import write_vkey
 from services.audit.shard import (
     FINAL,
+    FINAL_COSE,
     FINAL_ROOTS,
     FINAL_TIME,
     LiveShard,
@@ -322,6 +323,7 @@ class Rollover:
                 (FINAL, checkpoint),
                 (FINAL_TIME, str(self._clock()).encode()),
                 (FINAL_ROOTS, tile_roots(shard.log, size)),
+                (FINAL_COSE, shard.log.signed_root(checkpoint)),
             ]
         )
         shard.close()

@@ -44,6 +44,9 @@ FINAL, FINAL_TIME, FINAL_ROOTS, STATE = "final", "final/time", "final/roots", "s
 """Named values of a log that has ended: its final checkpoint, when (nanoseconds since the epoch, in
 decimal), the joined roots of its full tiles, and its state."""
 
+FINAL_COSE = "final/cose"
+"""What its key signed of the final root for COSE receipts (sealward.tlog.cose.sign_root)."""
+
 State = Literal["current", "frozen", "archived", "purged"]
 
 
@@ -283,7 +286,8 @@ class PastShard:
                 )
                 if tree.root() != end.root:
                     raise StoreBrokenError("the hashes kept are not those of the final checkpoint")
-                self._log = LogView(store, tree, self.origin, (end.size, self.final))
+                signed = store.get(FINAL_COSE) or b""
+                self._log = LogView(store, tree, self.origin, (end.size, self.final), signed)
             return self._log
 
     @property
