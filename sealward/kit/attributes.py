@@ -78,9 +78,9 @@ EVENT_TYPES = frozenset(
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
         "audit.conflict", "audit.start", "audit.gap", "audit.clock", "audit.report", "audit.export",
         "audit.reconcile", "audit.reindex", "audit.review", "audit.hold", "audit.release",
-        "audit.freeze", "audit.archive", "audit.suspend", "audit.purge", "audit.logs", "log.key", "log.successor",
-        "log.final", "keys.keystore-create", "keys.branch-create", "keys.branch-open",
-        "keys.certificate", "otel.span", "service.start", "service.stop",
+        "audit.freeze", "audit.archive", "audit.suspend", "audit.purge", "audit.logs", "log.key",
+        "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
+        "keys.branch-open", "keys.certificate", "otel.span", "service.start", "service.stop",
     }
 )  # fmt: skip
 """Stable codes of event types."""

@@ -49,6 +49,8 @@ class Recorder:
     ) -> None:
         self._spool = spool
         self._producer = attribute(names.PRODUCER_ID, producer)
+        if spool.instance:
+            self._producer += attribute(names.PRODUCER_INSTANCE, spool.instance)
         self._clock = clock
         self._names = _by_keyword()
         self._heads = {kind: SpanHead(kind, SpanKind.INTERNAL) for kind in names.EVENT_TYPES}

@@ -29,6 +29,9 @@ _KINDS = {SdkKind.SERVER: SpanKind.SERVER, SdkKind.CLIENT: SpanKind.CLIENT}
 _NAME = "span"
 
 
+_OURS = (names.PRODUCER_ID, names.PRODUCER_INSTANCE, names.PRODUCER_SEQ)
+
+
 class SpoolSpanExporter(SpanExporter):
     """Filters SDK spans and spools them.
 
@@ -40,6 +43,8 @@ class SpoolSpanExporter(SpanExporter):
     def __init__(self, spool: Spool, producer: str) -> None:
         self._spool = spool
         self._producer = attribute(names.PRODUCER_ID, producer)
+        if spool.instance:
+            self._producer += attribute(names.PRODUCER_INSTANCE, spool.instance)
         self.dropped = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -61,7 +66,7 @@ class SpoolSpanExporter(SpanExporter):
         parts: list[bytes] = [self._producer]
         kept: dict[str, AttributeValue] = {}
         for key, value in (span.attributes or {}).items():
-            if key not in names.ALLOWED or key in (names.PRODUCER_ID, names.PRODUCER_SEQ):
+            if key not in names.ALLOWED or key in _OURS:
                 self.dropped += 1
             elif isinstance(value, str | bool | int | float):
                 kept[key] = value

@@ -12,6 +12,7 @@ references never come here.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from sealward.kit.reasons import Reason
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spans (seq INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS refused (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS about (id INTEGER PRIMARY KEY CHECK (id = 1), instance TEXT NOT NULL);
 """
 
 Build = Callable[[int], bytes]
@@ -56,6 +58,7 @@ class Spool:
             self._refused = int(self._db.execute("SELECT count(*) FROM refused").fetchone()[0])
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name='spans'").fetchone()
             self._next = (int(row[0]) if row else 0) + 1
+            self._instance = self._name_numbers()
         except (OSError, sqlite3.Error):
             raise StartupError(f"the spool {path} cannot be opened: is it in use?") from None
 
@@ -64,6 +67,14 @@ class Spool:
         """How many records wait for an acknowledgement."""
         with self._lock:
             return self._depth
+
+    @property
+    def instance(self) -> str:
+        """Whose numbers these are: 8 hex digits, drawn when the numbers began; empty = not known.
+
+        A spool that was thrown away begins again at 1, and under another name.
+        """
+        return self._instance
 
     @property
     def refused(self) -> int:
@@ -137,6 +148,20 @@ class Spool:
                 self._closed = True
                 self._filled.notify_all()
                 self._db.close()
+
+    def _name_numbers(self) -> str:
+        found = self._db.execute("SELECT instance FROM about").fetchone()
+        if found is not None:
+            return str(found[0])
+        if self._next > 1:
+            if self._depth:
+                # Of an earlier version, with records on their way: named once they are gone.
+                return ""
+            self._db.execute("DELETE FROM sqlite_sequence WHERE name = 'spans'")
+            self._next = 1
+        instance = secrets.token_hex(4)
+        self._db.execute("INSERT INTO about (id, instance) VALUES (1, ?)", (instance,))
+        return instance
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
@@ -24,9 +24,12 @@ from services.audit.committer import Committer, MeteredAppender
 from services.audit.entry import DEFAULT_TENANT
 from services.audit.events import OwnEvents
 from services.audit.exporting import ExportServicer
+from services.audit.gaps import GapKeeper
+from services.audit.index import Row
 from services.audit.ingest_otlp import TraceIngest, add_to_server
 from services.audit.lifecycle import Lifecycle
 from services.audit.metrics import AuditMetrics
+from services.audit.producers import Gap, Producers
 from services.audit.pump import AppendPump
 from services.audit.retention import SteadyClock
 from services.audit.reviewing import ReviewServicer
@@ -68,8 +71,12 @@ class AuditApp:
             ctx.log,
             settings.segment_entries,
             settings.publish_ms / 1000,
-            Hooks(self._on_size, self._on_published, self._on_full, self._on_broken),
-        )
+            Hooks(
+                self._on_size, self._on_published, self._on_full, self._on_broken, self._on_rows
+            ),
+        )  # fmt: skip
+        producers = Producers(time.time, settings.gap_seconds)
+        self._gaps = GapKeeper(producers, self._record_gap, metrics, ctx.log)
         clock = SteadyClock()
         self._rollover = Rollover(
             parts,
@@ -135,6 +142,7 @@ class AuditApp:
         log = self._shards.current().log
         size, _ = log.head
         self._metrics.size.set(size)
+        self._metrics.unpublished.set_function(self._unpublished)
         self._lifecycle.observe()
         self._ctx.health.set("disk", ready=True)
         self._ctx.health.set("keys", ready=True)
@@ -155,12 +163,20 @@ class AuditApp:
         ends = time.monotonic() + grace
         self._server.drain(grace)
         self._stopped.set()
+        self._keeper.join(max(1.0, ends - time.monotonic()))
+        self._gaps.save()
         self._pump.join(max(1.0, ends - time.monotonic()))
         self._committer.close(max(1.0, ends - time.monotonic()))
         self._rollover.stop(max(1.0, ends - time.monotonic()))
         self._backend.close()
         self._ring.close()
         self._channels.close()
+
+    def _record_gap(self, gap: Gap) -> None:
+        self._events.gap(gap)
+
+    def _on_rows(self, shard: Shard, first: int, rows: Sequence[Row | None]) -> None:
+        self._gaps.indexed(shard, first, rows)
 
     def _on_size(self, shard: Shard, size: int) -> None:
         if shard.tenant == DEFAULT_TENANT:
@@ -170,6 +186,10 @@ class AuditApp:
         if shard.tenant == DEFAULT_TENANT:
             self._metrics.published_size.set(size)
             self._metrics.published_time.set(time.time())
+
+    def _unpublished(self) -> float:
+        shards = self._shards
+        return max(shards.current(tenant).publisher.behind for tenant in shards.tenants)
 
     def _on_full(self, full: bool) -> None:
         self._metrics.full.set(full)
@@ -186,10 +206,12 @@ class AuditApp:
     def _keep(self) -> None:
         """What is done now and then: move pages, look for space, summarise refusals."""
         tick = 0
+        self._gaps.start(self._shards)
         while not self._stopped.wait(_TICK_SECONDS):
             tick += 1
             try:
                 self._rollover.tick()
+                self._gaps.tick()
             except StoreError as error:
                 self._on_broken(str(error))
                 return

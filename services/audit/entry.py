@@ -58,7 +58,8 @@ _DERIVED = b"sealward/otlp-event/v1\n"
 WORKLOAD_ATTRIBUTES = frozenset(
     {
         names.CALLER_SEQ, names.DATA_CATEGORY, names.DATA_ORIGIN, names.ORGANIZATION,
-        names.MODEL_VERSION, names.METHOD, names.SERVICE_NAME, names.ROWS,
+        names.MODEL_VERSION, names.METHOD, names.SERVICE_NAME, names.ROWS, names.PRODUCER_SEQ,
+        names.PRODUCER_INSTANCE,
     }
 )  # fmt: skip
 

@@ -31,6 +31,7 @@ from services.audit.committer import Committer
 from services.audit.entry import Candidate, Maker
 from services.audit.log import Placed
 from services.audit.metrics import AuditMetrics
+from services.audit.producers import Gap
 
 _AUDIT = "/sealward.api.audit.v1.AuditService"
 _REVIEW = "/sealward.api.audit.v1.ReviewService"
@@ -154,6 +155,19 @@ class OwnEvents:
     def by_itself(self, event_type: str, target: str) -> None:
         """Record a change that the service makes by itself, before it does; raise SealwardError."""
         self._submit(self._make(event_type, "ok", {names.TARGET: target}))
+
+    def gap(self, gap: Gap) -> None:
+        """Record numbers of a producer that never came, or came after all; raise SealwardError."""
+        self._submit(
+            self._make(
+                "audit.gap",
+                "ok" if gap.closed else "failed",
+                {
+                    names.TARGET: f"{gap.producer}/{gap.instance}/{gap.first}-{gap.last}",
+                    names.COUNT: gap.count,
+                },
+            )
+        )
 
     def begun(self, size: int) -> None:
         """Record that the service started with a log of `size` entries; raise SealwardError."""

@@ -52,6 +52,11 @@ class AuditMetrics:
             "sealward_audit_published_time_seconds", "When the checkpoint was last published",
             registry=registry,
         )  # fmt: skip
+        self.unpublished = Gauge(
+            "sealward_audit_unpublished_seconds",
+            "How long entries have waited to be published; 0 when all are",
+            registry=registry,
+        )
         self.log_age = Gauge(
             "sealward_audit_log_age_seconds", "Age of the log that grows", ["tenant"],
             registry=registry,
@@ -62,6 +67,14 @@ class AuditMetrics:
             "Time until a log's retention is over; negative when it is, infinite for none",
             registry=registry,
         )
+        self.gaps = Counter(
+            "sealward_audit_gaps", "Holes in the numbers of producers that stayed open",
+            registry=registry,
+        )  # fmt: skip
+        self.missing = Gauge(
+            "sealward_audit_missing_events", "Numbers of producers that never came",
+            registry=registry,
+        )  # fmt: skip
         self.full = Gauge(
             "sealward_audit_disk_full", "1 while the disk takes nothing", registry=registry
         )

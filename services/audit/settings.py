@@ -28,6 +28,8 @@ class AuditSettings(ServiceSettings):
     """Milliseconds between two publications of tiles and checkpoint while the log grows."""
     segment_entries: int = Field(default=1 << 20, ge=1024, le=1 << 20)
     """Entries sealed under one key."""
+    gap_seconds: int = Field(default=60, ge=1, le=86_400)
+    """Seconds that a number of a producer may be late before the gap is recorded."""
     waiting_entries: int = Field(default=4096, ge=64, le=1 << 20)
     """Exported spans and control events that may wait for the log; above it callers are refused."""
     store: Literal["embedded", "postgres"] = "embedded"
@@ -39,7 +41,30 @@ class AuditSettings(ServiceSettings):
     failover_seconds: float = Field(default=30.0, ge=1, le=600)
     """How long a database that fails over is waited for before the service stops."""
 
-    @field_validator("database_url_file", mode="before")
+    tiles: Literal["directory", "s3"] = "directory"
+    """Where tiles and checkpoint are published: in the data folder, or an S3-compatible store."""
+    s3_endpoint: str = ""
+    """URL of the S3-compatible store; https except on loopback."""
+    s3_bucket: str = ""
+    """The bucket. Each log is below the prefix and its own name."""
+    s3_prefix: str = Field(default="", pattern=r"^([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?$")
+    """What the logs are below in the bucket; empty = at its top."""
+    s3_region: str = "us-east-1"
+    """Region of the bucket."""
+    s3_access_key_file: Path | None = None
+    """File with the access key's id."""
+    s3_secret_key_file: Path | None = None
+    """File with the secret access key."""
+    s3_ca_file: Path | None = None
+    """Certificates to trust for the endpoint (PEM); empty = those of public authorities."""
+    s3_lock_days: int = Field(default=0, ge=0, le=36_500)
+    """Days for which full tiles are put under Object Lock; 0 = not, or by the bucket's default."""
+    s3_lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] = "COMPLIANCE"
+    """How they are locked."""
+
+    @field_validator(
+        "database_url_file", "s3_access_key_file", "s3_secret_key_file", "s3_ca_file", mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         # The empty path would be the working folder.

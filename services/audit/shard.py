@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -118,6 +119,7 @@ class Hooks:
     on_published: Callable[[Shard, int], None] = lambda _shard, _size: None
     on_full: Callable[[bool], None] = lambda _full: None
     on_broken: Callable[[str], None] = lambda _reason: None
+    on_rows: Callable[[Shard, int, Sequence[Row | None]], None] = lambda _shard, _first, _rows: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,28 +141,36 @@ class LiveShard:
     state: State = "current"
 
     def __init__(self, parts: Parts, place: Place, new_origin: Callable[[], str]) -> None:
-        """Open it, or make it under `new_origin()`; raise StartupError or SealwardError."""
+        """Open it, or make it under `new_origin()`; raise StartupError or SealwardError.
+
+        What fails leaves nothing open: it may be tried again.
+        """
         self._parts = parts
         self.place = place
-        self.store = parts.backend.store(place)
-        try:
+        self.closed = False
+        with ExitStack() as opened:
+            self.store = parts.backend.store(place)
+            opened.callback(self.store.close)
             self.keys: LogKeys = open_log_keys(
                 self.store, parts.ring, parts.trust_domain, new_origin
             )
-        except Exception:
-            self.store.close()
-            raise
-        self.name = LogName.parse(self.keys.origin)
-        self.origin, self.tenant = self.keys.origin, place.tenant
-        if self.name.tenant != place.tenant:
-            raise StartupError(f"{place.folder} holds a log of another tenant")
+            opened.callback(self.keys.index.close)
+            self.name = LogName.parse(self.keys.origin)
+            self.origin, self.tenant = self.keys.origin, place.tenant
+            if self.name.tenant != place.tenant:
+                raise StartupError(f"{place.folder} holds a log of another tenant")
+            self._open(opened)
+            opened.pop_all()
+
+    def _open(self, opened: ExitStack) -> None:
+        parts, hooks = self._parts, self._parts.hooks
         self.segments = Segments(
             self.store, parts.ring, self.origin, tenant=self.tenant, entries=parts.segment_entries
         )
         self.index_keys = IndexKeys(self.keys.index.use)
         self.maker = EntryMaker(self.index_keys, self.tenant)
-        self.index: Index = parts.backend.index(place, self.origin)
-        hooks = parts.hooks
+        self.index: Index = parts.backend.index(self.place, self.origin)
+        opened.callback(self.index.close)
         self.log = Log(
             self.store,
             self.segments,
@@ -172,15 +182,20 @@ class LiveShard:
             on_broken=hooks.on_broken,
         )
         self.indexer = Indexer(
-            self.index, self.store, self.segments.open, lambda: self.log.head[0], parts.logger
+            self.index,
+            self.store,
+            self.segments.open,
+            lambda: self.log.head[0],
+            parts.logger,
+            lambda first, rows: hooks.on_rows(self, first, rows),
         )
-        if not check_published(place.published, parse_vkeys("\n".join(self.vkeys)), self.log):
+        sink = parts.backend.sink(self.place, self.origin)
+        if not check_published(sink, parse_vkeys("\n".join(self.vkeys)), self.log):
             parts.logger.warning("publisher.torn-checkpoint")
-        self.closed = False
         self.publisher = Publisher(
             self.log,
             self.store,
-            place.published,
+            sink,
             parts.logger,
             interval=parts.publish_seconds,
             on_published=lambda size: hooks.on_published(self, size),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -167,6 +168,7 @@ class EventWriter:
     """
 
     def __init__(self) -> None:
+        self._instance = attribute(names.PRODUCER_INSTANCE, secrets.token_hex(4))
         self._heads = {kind: SpanHead(kind) for kind in names.EVENT_TYPES}
         self._numbers = itertools.count(1)
         self._ends: dict[tuple[str, str, int], bytes] = {}
@@ -184,6 +186,7 @@ class EventWriter:
                 _event_id(event.event_id.hex().encode()),
                 self._end(event.type, event.method, error, outcome),
                 _producer_seq(next(self._numbers)),
+                self._instance,
                 *event.parts,
             ),
             parent=event.parent,

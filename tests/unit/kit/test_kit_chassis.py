@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import socket
 import ssl
 import threading
@@ -18,6 +20,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from prometheus_client import CollectorRegistry
 
+import sealward.api
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1 import errors_pb2
 from sealward.api.keys.v1 import keys_pb2, keys_pb2_grpc
@@ -139,14 +142,14 @@ def test_reasons_equal_the_proto_enum() -> None:
 
 
 def test_table_names_only_rpcs_that_exist() -> None:
-    from sealward.api.audit.v1 import audit_pb2
-    from sealward.api.gateway.v1 import gateway_pb2
-    from sealward.api.inference.v1 import inference_pb2
-    from sealward.api.oip.v2 import open_inference_pb2
-
+    modules = [
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(sealward.api.__path__, "sealward.api.")
+        if found.name.endswith("_pb2")
+    ]
     ours = {
         f"/{service.full_name}/{method.name}"
-        for module in (audit_pb2, gateway_pb2, inference_pb2, keys_pb2, open_inference_pb2)
+        for module in modules
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }

@@ -1,0 +1,133 @@
+"""What never came is told once, and told again when it comes after all."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from services.audit.index import Row
+from services.audit.producers import Gap, Producers
+from tests.unit.audit.test_audit_reports import EMPTY
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Listener:
+    """Producers behind one log."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.producers = Producers(self.clock, 60)
+        self.size = 0
+
+    def hear(self, *numbers: int, instance: str = "aa", producer: str = "gateway") -> None:
+        rows: list[Row | None] = [
+            EMPTY._replace(producer=producer, instance=instance, producer_seq=n) for n in numbers
+        ]
+        self.producers.indexed("log", self.size, rows)
+        self.size += len(rows)
+
+    def later(self, seconds: float = 61) -> list[Gap]:
+        self.clock.now += seconds
+        return self.producers.due()
+
+
+@pytest.fixture
+def ears() -> Listener:
+    return Listener()
+
+
+def gap(first: int, last: int, *, closed: bool = False, instance: str = "aa") -> Gap:
+    return Gap("gateway", instance, first, last, closed=closed)
+
+
+def test_numbers_in_any_order_leave_no_gap(ears: Listener) -> None:
+    numbers = list(range(1, 500))
+    random.Random(7).shuffle(numbers)  # noqa: S311
+    ears.hear(*numbers)
+    assert ears.later() == []
+    assert ears.producers.open() == []
+
+
+def test_a_hole_is_told_when_its_time_is_up_and_once(ears: Listener) -> None:
+    ears.hear(1, 2, 5, 9)
+    assert ears.later(59) == []
+    assert ears.producers.open() == [gap(3, 4), gap(6, 8)]
+    assert ears.later(2) == [gap(3, 4), gap(6, 8)]
+    assert ears.later() == []
+    assert ears.producers.missing() == 5
+
+
+def test_what_comes_in_time_is_no_gap(ears: Listener) -> None:
+    ears.hear(1, 4)
+    ears.later(30)
+    ears.hear(3, 2)
+    assert ears.later() == []
+
+
+def test_what_comes_too_late_is_told_as_closed(ears: Listener) -> None:
+    ears.hear(1, 6)
+    assert ears.later() == [gap(2, 5)]
+    ears.hear(3, 4)
+    assert ears.later() == [gap(3, 4, closed=True)]
+    assert ears.producers.missing() == 2
+    ears.hear(5, 2)
+    assert ears.later() == [gap(2, 2, closed=True), gap(5, 5, closed=True)]
+    assert ears.producers.missing() == 0
+
+
+def test_the_first_numbers_of_an_instance_count(ears: Listener) -> None:
+    ears.hear(3)
+    ears.hear(1, 2, instance="bb")
+    assert ears.later() == [gap(1, 2)]
+
+
+def test_repeated_numbers_and_events_without_are_nothing(ears: Listener) -> None:
+    ears.hear(1, 2, 2, 1, 3)
+    ears.producers.indexed("log", ears.size, [None, EMPTY, EMPTY._replace(producer_seq=77)])
+    assert ears.later() == []
+
+
+def test_rows_are_seen_once_and_in_order(ears: Listener) -> None:
+    ears.hear(1, 2)
+    ears.size = 0
+    ears.hear(1, 2, 3)
+    assert ears.producers.position("log") == 3
+    ears.size = 9
+    ears.hear(50)
+    assert ears.producers.position("log") == 3
+    assert ears.producers.open() == []
+
+
+def test_the_state_outlives_a_restart(ears: Listener) -> None:
+    ears.hear(1, 2, 5, 9)
+    ears.later()
+    ears.hear(12)
+    again = Listener()
+    again.clock.now = ears.clock.now
+    again.producers.load(ears.producers.dump())
+    again.size = ears.producers.position("log")
+    assert again.size == 5
+    assert again.later() == [gap(10, 11)]
+    again.hear(3, 4)
+    assert again.later() == [gap(3, 4, closed=True)]
+
+
+@pytest.mark.parametrize("state", [b"", b"{}", b"[]", b'{"positions":[],"known":[]}', b"nonsense"])
+def test_a_damaged_state_is_refused(state: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        Listener().producers.load(state)
+
+
+def test_many_holes_are_joined_not_dropped(ears: Listener) -> None:
+    ears.hear(*range(2, 5000, 2))
+    told = ears.later()
+    missing = {n for g in told for n in range(g.first, g.last + 1)}
+    assert set(range(1, 4999, 2)) <= missing
+    assert len(told) <= 1000
