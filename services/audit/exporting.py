@@ -3,13 +3,14 @@
 What matches is counted before anything leaves, so that the record of the export (made by the chain
 around the first answer) can say how many there are. All receipts of an export refer to one
 checkpoint a log, the newest when it began. The stream is sent in parts of half a MiB; a caller
-that does not take one in time is cut off: it holds a thread no longer than that.
+that does not take one in time is cut off, and so is an export that takes more than an hour.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ FORMS = ("fhir", "csv", "bundle")
 MOST_EVENTS = 1_000_000
 MOST_IDS = 1000
 STALL_SECONDS = 30.0
+MOST_SECONDS = 3600.0
 _AT_ONCE = 2
 _PART_BYTES = 512 << 10
 _PAGE = 10_000
@@ -54,10 +56,16 @@ class _Part:
 
 
 class ExportServicer(export_pb2_grpc.ExportServiceServicer):
-    """Streams exports, two at a time."""
+    """Streams exports, two at a time. Bounds in seconds: for one part, and for the whole."""
 
-    def __init__(self, shards: Shards, stall_seconds: float = STALL_SECONDS) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        stall_seconds: float = STALL_SECONDS,
+        most_seconds: float = MOST_SECONDS,
+    ) -> None:
         self._shards = shards
+        self._most = most_seconds
         self._stall = stall_seconds
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
         self._rows = RowReader()
@@ -67,6 +75,7 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
     ) -> Iterator[export_pb2.ExportEventsResponse]:
         """See export.proto."""
         left = call_of(context).attributes
+        ends = time.monotonic() + self._most
         _check(request)
         left[names.TARGET] = described(request)
         if request.query.patient:
@@ -88,6 +97,10 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
                 context, export_pb2.ExportEventsResponse(total=total, logs=logs)
             )
             for events in self._events(parts, identified=request.identified):
+                if time.monotonic() > ends:
+                    raise SealwardError(
+                        Reason.DEADLINE_EXCEEDED, "the export takes too long: narrow the time"
+                    )
                 yield from self._watched(context, export_pb2.ExportEventsResponse(events=events))
         except (StoreError, IndexFailedError):
             raise _unavailable("the audit log cannot be read") from None

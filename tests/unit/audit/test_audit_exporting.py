@@ -65,8 +65,8 @@ class Served(ExportServicer):
 
 
 class Serving:
-    def __init__(self, shards: Shards, stall: float = 30.0) -> None:
-        self.servicer = Served(shards, stall)
+    def __init__(self, shards: Shards, *bounds: float) -> None:
+        self.servicer = Served(shards, *bounds)
         self._server = grpc.server(ThreadPoolExecutor(6))
         add_ExportServiceServicer_to_server(self.servicer, self._server)
         port = self._server.add_insecure_port("127.0.0.1:0")
@@ -208,7 +208,7 @@ def test_the_record_says_in_codes_what_was_exported() -> None:
 
 def test_who_never_reads_is_cut_off_and_holds_nothing(shards: Shards) -> None:
     fill(shards, 1500, extra=LARGE)
-    serving = Serving(shards, stall=0.3)
+    serving = Serving(shards, 0.3)
     try:
         # Neither reads: flow control stops the sender after a part or two of several MiB.
         idle = [serving.start(), serving.start()]
@@ -223,6 +223,15 @@ def test_who_never_reads_is_cut_off_and_holds_nothing(shards: Shards) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 list(call)
             assert caught.value.code() == grpc.StatusCode.CANCELLED
+    finally:
+        serving.close()
+
+
+def test_an_export_has_an_end(shards: Shards) -> None:
+    fill(shards, 2)
+    serving = Serving(shards, 30.0, 0.0)
+    try:
+        assert serving.reason() == Reason.DEADLINE_EXCEEDED.name
     finally:
         serving.close()
 
