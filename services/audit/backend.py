@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from services.audit.directory_sink import DirectorySinks
 from services.audit.entry import DEFAULT_TENANT
 from services.audit.index import Index
 from services.audit.sqlite_index import SqliteIndex
 from services.audit.sqlite_store import SqliteStore
 from services.audit.store import LogStore
+from services.audit.tilesink import Sinks, TileSink
 
 _STORE, _INDEX = "log.db", "index.db"
 # The write-ahead log goes first: it belongs to the store that follows it.
@@ -58,6 +60,9 @@ class Backend(Protocol):
     def index(self, place: Place, origin: str) -> Index:
         """Open the index of a place."""
 
+    def sink(self, place: Place, origin: str) -> TileSink:
+        """Return where the log in a place is published."""
+
     def has_store(self, place: Place) -> bool:
         """Return whether there is a store in a place."""
 
@@ -75,7 +80,11 @@ class Backend(Protocol):
 
 
 class FileBackend:
-    """Everything is a file in the folder of the place."""
+    """Store and index are files in the folder of the place."""
+
+    def __init__(self, sinks: Sinks | None = None) -> None:
+        """Publish to `sinks`, or in the folders of the places."""
+        self._sinks = sinks or DirectorySinks()
 
     def store(self, place: Place, *, sealed: bool = False) -> LogStore:
         """See Backend."""
@@ -84,6 +93,10 @@ class FileBackend:
     def index(self, place: Place, origin: str) -> Index:
         """See Backend."""
         return SqliteIndex(place.folder / _INDEX, origin)
+
+    def sink(self, place: Place, origin: str) -> TileSink:
+        """See Backend."""
+        return self._sinks.open(place.published, origin)
 
     def has_store(self, place: Place) -> bool:
         """See Backend."""
@@ -115,7 +128,8 @@ class FileBackend:
                 path.unlink()
 
     def close(self) -> None:
-        """See Backend: files share nothing."""
+        """See Backend."""
+        self._sinks.close()
 
 
 class Places:

@@ -21,6 +21,9 @@ class DirectorySink:
         self._folder = folder
         self._known: set[Path] = set()
 
+    def __str__(self) -> str:
+        return str(self._folder)
+
     def begin(self) -> None:
         """See TileSink."""
         self._known.clear()
@@ -65,9 +68,6 @@ class DirectorySink:
         folder.rmdir()
         self._known.discard(folder)
 
-    def close(self) -> None:
-        """See TileSink."""
-
     def _make(self, folder: Path) -> None:
         if folder not in self._known:
             # One by one: mkdir gives its mode to the last folder alone.
@@ -75,6 +75,17 @@ class DirectorySink:
                 self._make(folder.parent)
             folder.mkdir(mode=0o700, parents=folder == self._folder, exist_ok=True)
             self._known.add(folder)
+
+
+class DirectorySinks:
+    """Sinks in the folders of the logs."""
+
+    def open(self, folder: Path, origin: str) -> DirectorySink:  # noqa: ARG002
+        """See Sinks."""
+        return DirectorySink(folder)
+
+    def close(self) -> None:
+        """See Sinks."""
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ from services.audit.postgres_database import Database
 from services.audit.postgres_index import PostgresIndex
 from services.audit.postgres_store import PostgresStore, SealedPostgresStore
 from services.audit.store import LogStore, StoreError
+from services.audit.tilesink import Sinks, TileSink
 
 _DISCARDED = "discarded/"
 
@@ -23,12 +24,14 @@ _DISCARDED = "discarded/"
 class PostgresBackend:
     """See Backend. `wait` (seconds) is how long another writer of a log is waited for."""
 
-    def __init__(self, data: Path, database: Database, *, wait: float = 0.0) -> None:
+    def __init__(
+        self, data: Path, database: Database, sinks: Sinks | None = None, *, wait: float = 0.0
+    ) -> None:
         """Make the folders of the logs that the database has: this machine may be a new one."""
         self._data = data
         self._database = database
         self._wait = wait
-        self._files = FileBackend()
+        self._files = FileBackend(sinks)
         query = "SELECT name FROM logs WHERE NOT starts_with(name, %s)"
         for (name,) in self._run(query, _DISCARDED):
             make_folder(data / name)
@@ -43,6 +46,10 @@ class PostgresBackend:
     def index(self, place: Place, origin: str) -> Index:
         """See Backend."""
         return PostgresIndex(self._database, self._name(place), origin)
+
+    def sink(self, place: Place, origin: str) -> TileSink:
+        """See Backend."""
+        return self._files.sink(place, origin)
 
     def has_store(self, place: Place) -> bool:
         """See Backend."""
@@ -76,6 +83,7 @@ class PostgresBackend:
 
     def close(self) -> None:
         """Release the database."""
+        self._files.close()
         self._database.close()
 
     def _name(self, place: Place) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
-from sealward.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, Tile
+from sealward.tlog.tiles import TILE_WIDTH, Tile
 
 
 class SinkUnavailableError(Exception):
@@ -49,13 +50,15 @@ class TileSink(Protocol):
     def drop_forms(self, tile: Tile) -> None:
         """Remove the partial forms of a tile."""
 
+
+class Sinks(Protocol):
+    """Where the logs of a deployment are published."""
+
+    def open(self, folder: Path, origin: str) -> TileSink:
+        """Return where the log `origin` is published; `folder` is its own on this machine."""
+
     def close(self) -> None:
-        """Release everything."""
-
-
-def is_mutable(path: str) -> bool:
-    """Return whether a path's content changes: that of the checkpoint alone does."""
-    return path == CHECKPOINT_PATH
+        """Release what the sinks share."""
 
 
 def partial_folder(tile: Tile) -> str:
