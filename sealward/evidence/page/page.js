@@ -239,7 +239,7 @@
       const found = await fold(given(leafHash), given(proof).index, given(checkpoint).size, proof.path);
       return [hex(found), found];
     });
-    await steps.make("That root is the one that the log signed.", () => {
+    await steps.make("That root is the one in the checkpoint.", () => {
       need(same(given(root), given(checkpoint).root), "it is another root");
       return "";
     });
@@ -258,7 +258,7 @@
     summary.className = steps.state;
     box.dataset.state = steps.state;
     box.open = steps.state !== OK;
-    showOpened(box, opened, attributes, entry.call);
+    showOpened(box, opened, attributes, entry.call, steps.state);
     parent.append(box);
     return steps.state;
   }
@@ -277,11 +277,12 @@
     });
   }
 
-  function showOpened(box, opened, attributes, call) {
+  function showOpened(box, opened, attributes, call, state) {
     element(box, "h3", "Opened content");
-    element(box, "p", call
+    element(box, "p", call && state === OK
       ? "Outcome and model digest are proven by the last step. The rest is the operator's word."
-      : "By the operator's word: see the end of this page.", "word");
+      : state === BAD ? "Proven by nothing: a step does not hold."
+        : "By the operator's word: see the end of this page.", "word");
     const table = element(box, "table");
     const row = (name, value) => {
       const line = element(table, "tr");
