@@ -411,10 +411,17 @@ class Rollover:
         self._settle(tenant)
         place, past = self._find(tenant)
         current = LiveShard(self._parts, place, lambda: self._new_origin(tenant, opened))
-        resume(current, self._parts.ring)
-        if _Turn.of(current.store) is not None:
-            # It died between what it meant and what it did.
-            self._end(current)
+        try:
+            resume(current, self._parts.ring)
+            meant = _Turn.of(current.store) is not None
+            if meant:
+                # It died between what it meant and what it did.
+                self._end(current)
+        except Exception:
+            if not current.closed:
+                current.close()
+            raise
+        if meant:
             self._settle(tenant)
             place, past = self._find(tenant)
             current = LiveShard(self._parts, place, _unexpected)

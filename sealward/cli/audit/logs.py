@@ -79,9 +79,14 @@ def freeze(
 ) -> None:
     """End a tenant's current log and begin the next."""
     from sealward.api.audit.v1.logs_pb2 import FreezeRequest
+    from sealward.cli.certificates import spread_vkeys
 
     with log_admin(directory, "ending the log") as logs:
-        answer = logs.Freeze(FreezeRequest(tenant=tenant, announce=announce), timeout=LONG_SECONDS)
+        # The client folders here have the next log's key before its first receipt.
+        answer = logs.Freeze(FreezeRequest(tenant=tenant, announce=True), timeout=LONG_SECONDS)
+        spread_vkeys(Suite.at(directory))
+        if not announce:
+            answer = logs.Freeze(FreezeRequest(tenant=tenant), timeout=LONG_SECONDS)
     shown = {
         "ended": None if announce else _row(answer.ended),
         "successor": answer.successor,
@@ -95,9 +100,11 @@ def freeze(
 def rotate_key(tenant: Tenant = "", directory: Dir = DEFAULT, as_json: Json = False) -> None:
     """Give a tenant's current log another signing key; for some days both sign."""
     from sealward.api.audit.v1.logs_pb2 import RotateLogKeyRequest
+    from sealward.cli.certificates import spread_vkeys
 
     with log_admin(directory, "changing the log's key") as logs:
         answer = logs.RotateLogKey(RotateLogKeyRequest(tenant=tenant), timeout=LONG_SECONDS)
+    spread_vkeys(Suite.at(directory))
     until = show_nanos(answer.overlap_until_unix_nano)
     shown = {
         "origin": answer.origin,

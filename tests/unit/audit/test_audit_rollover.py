@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sealward.kit.errors import SealwardError
+from sealward.kit.identity import Peer
+from sealward.kit.logging import get_logger
 from sealward.kit.reasons import Reason
 from sealward.kit.recorder import new_event_id
+from sealward.kit.seam import Answer, Call
 from sealward.tlog.checkpoint import open_checkpoint
 from sealward.tlog.logchange import LogFinal, LogSuccessor, parse_change_leaf
 from sealward.tlog.logdir import verify_directory
 from sealward.tlog.merkle import leaf_hash, split_hashes, verify_inclusion
 from sealward.tlog.note import parse_vkeys
+from services.audit.backend import FileBackend, Place
 from services.audit.index import Query
 from services.audit.log import Placed
+from services.audit.pump import AppendPump
 from services.audit.shard import PastShard, Shard
+from services.audit.sqlite_store import SqliteStore
 from tests.support.audit_shards import YEAR, Clock, Logs, opened
-from tests.support.audit_suite import WORKLOAD, entry_bytes, span_bytes
+from tests.support.audit_suite import GATEWAY, WORKLOAD, entry_bytes, span_bytes
 
 
 def holds(result: Any, vkey_file: Path) -> Placed:
@@ -247,3 +255,99 @@ def test_changed_hashes_of_an_ended_log_are_noticed(tmp_path: Path) -> None:
     db.close()
     with opened(tmp_path) as logs, pytest.raises(StoreError):
         _ = logs.shards.all()[1].log
+
+
+def test_a_turn_that_fails_halfway_is_completed_and_loses_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path, backend=FailingBackend()) as logs:
+        backend = logs.parts.backend
+        assert isinstance(backend, FailingBackend)
+        logs.append(entry_bytes())
+        backend.broken = True
+        with pytest.raises(OSError, match="no"):
+            logs.rollover.turn("default")
+        with pytest.raises(SealwardError) as caught:
+            logs.rollover.turn("default")
+        assert caught.value.retry_after
+        logs.rollover.tick()
+        assert len(logs.shards.all()) == 1
+        # Who appends now waits, and goes on when the successor is there.
+        waiting: list[Any] = []
+        writer = threading.Thread(target=lambda: waiting.extend(logs.append(entry_bytes())))
+        writer.start()
+        backend.broken = False
+        logs.rollover._again = 0.0
+        logs.rollover.tick()
+        writer.join()
+        assert [placed.index for placed in waiting] == [1]
+        _check_chain(logs, "default")
+
+
+class FailingBackend(FileBackend):
+    """Moves nothing while it is broken."""
+
+    broken = False
+
+    def move(self, old: Place, new: Place) -> None:
+        if self.broken:
+            raise OSError("no")
+        super().move(old, new)
+
+
+def test_an_ended_log_is_not_read_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as logs:
+        logs.append(*(entry_bytes() for _ in range(600)))
+        logs.rollover.turn("default")
+    read: list[tuple[str, int, int]] = []
+    leaves, hashes = SqliteStore.leaves, SqliteStore.hashes
+
+    def seen_leaves(store: SqliteStore, start: int, end: int) -> list[bytes]:
+        read.append((store._path.parent.name, start, end))
+        return leaves(store, start, end)
+
+    def seen_hashes(store: SqliteStore, start: int, end: int) -> bytes:
+        read.append((store._path.parent.name, start, end))
+        return hashes(store, start, end)
+
+    monkeypatch.setattr(SqliteStore, "leaves", seen_leaves)
+    monkeypatch.setattr(SqliteStore, "hashes", seen_hashes)
+    with opened(tmp_path) as logs:
+        assert not [entry for entry in read if entry[0] == "2026"]
+        log = logs.shards.all()[1].log
+        # The first proof costs the hashes after the last full tile, and those of one tile.
+        log.consistency(300, 601)
+        assert [e for e in read if e[0] == "2026"] == [("2026", 512, 601), ("2026", 256, 512)]
+        _check_chain(logs, "default")
+
+
+def test_one_batch_of_two_tenants_has_two_checkpoints(tmp_path: Path) -> None:
+    class Wire:
+        def __init__(self, calls: list[Call]) -> None:
+            self.batches = [calls, []]
+            self.groups: list[tuple[list[int], bytes]] = []
+
+        def recv(self) -> list[Call]:
+            return self.batches.pop(0)
+
+        def reply(self, answers: Sequence[Answer], shared: bytes = b"") -> None:
+            self.groups.append(([a.id for a in answers if not a.error], shared))
+
+        def cancelled(self, call_id: int) -> bool:
+            return not call_id
+
+    def call(number: int, tenant: str) -> Call:
+        peer = Peer(GATEWAY, bytes(32), "ipv4:1")
+        return Call(number, "Append", peer, {}, float("inf"), entry_bytes(tenant=tenant))
+
+    with opened(tmp_path) as logs:
+        wire = Wire([call(1, ""), call(2, "north"), call(3, "south"), call(4, "default")])
+        logger = get_logger("test", io.StringIO())
+        pump = AppendPump(wire, logs.shards, logs.maker, logger, lambda _c: None)
+        pump.start()
+        pump.join(20)
+        heads = [logs.shards.current(t).log.head[1] for t in logs.shards.tenants]
+        assert {shared: ids for ids, shared in wire.groups if ids} == {
+            heads[0]: [1, 4],
+            heads[1]: [2],
+        }
