@@ -95,3 +95,32 @@ def test_a_full_disk_refuses_and_recovers_by_itself(tmp_path: Path) -> None:
     if "mount: EPERM" in done.stderr:
         pytest.skip("needs the right to mount a small tmpfs")
     assert done.stdout == "recovered\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [("eio", "SQLITE_IOERR_FSYNC"), ("journal", "SQLITE_"), ("limit", "SQLITE_IOERR")],
+)
+def test_a_disk_that_fails_stops_the_log_and_costs_nothing_promised(
+    tmp_path: Path, how: str, why: str
+) -> None:
+    command = [sys.executable, "-m", "tests.support.audit_writer", "fails", str(tmp_path), how]
+    if how != "limit":
+        command = ["unshare", "-m", *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if "mount: " in done.stderr or "unshare" in done.stderr:
+        pytest.skip("needs the right to mount a file system on a loop device")
+    last = (done.stdout.splitlines() or [""])[-1]
+    assert last.startswith("stopped: "), done.stderr
+    assert why in last
+
+
+def test_a_read_only_disk_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "tests.support.audit_writer", "readonly", str(tmp_path)]
+    done = subprocess.run(
+        ["unshare", "-rm", *program], capture_output=True, text=True, check=False, timeout=60
+    )
+    if "mount: " in done.stderr or "unshare" in done.stderr:
+        pytest.skip("needs user namespaces (unshare -rm) to mount a small tmpfs")
+    assert done.stdout.startswith("refused: the audit "), done.stderr
+    assert "cannot be opened" in done.stdout

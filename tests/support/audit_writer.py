@@ -4,20 +4,26 @@
 line `size index,event id …` after each acknowledged batch, so that the reader knows what was
 promised. With a database URL the log is in PostgreSQL.
 `full FOLDER`: mounts a small tmpfs at FOLDER, fills it, empties it, and checks what the log does.
+`fails FOLDER HOW`: the same for a disk that fails. HOW is `eio` (writes are taken and cannot be
+synced), `journal` (the file system notices and gives up) or `limit` (no file may grow).
+`readonly FOLDER`: opens a log on a disk that is read-only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import io
 import os
 import random
+import resource
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError
+from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.logging import get_logger
 from sealward.kit.reasons import Reason
 from sealward.tlog.logdir import verify_directory
@@ -79,12 +85,7 @@ def full(folder: Path) -> None:
     files.rebuild()
     published = (folder / "log/checkpoint").read_bytes()
     ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError as error:
-            check(error.errno == errno.ENOSPC)
+    _fill(ballast)
     before = suite.log.head
     refused = 0
     waiting = [suite.entry() for _ in range(50)]
@@ -121,6 +122,106 @@ def full(folder: Path) -> None:
     sys.stdout.write("recovered\n")
 
 
+def fails(folder: Path, how: str) -> None:
+    disk = folder / "disk"
+    disk.mkdir(mode=0o700)
+    if how != "limit":
+        _mount(folder, journal=how == "journal")
+    suite = open_suite(disk, Ring())
+    files = publisher(suite, folder)
+    promised = suite.log.append([suite.entry() for _ in range(20)]).results
+    files.rebuild()
+    if how == "limit":
+        limit = (disk / "log.db-wal").stat().st_size + 65_536
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    else:
+        _fill(folder / "back/ballast")
+    failed = False
+    for _ in range(2000):
+        try:
+            promised += suite.log.append([suite.entry()]).results
+        except SealwardError as error:
+            check(error.reason is Reason.AUDIT_UNAVAILABLE)
+            failed = True
+            break
+    assert failed
+    # The first failure ends it, also when the disk is well again: what was dropped is not known.
+    head = suite.log.head
+    assert head[0] == len(promised)
+    check(len(suite.broken) == 1 and not suite.full)
+    if how == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    else:
+        (folder / "back/ballast").unlink()
+    try:
+        suite.log.append([suite.entry()])
+    except SealwardError as error:
+        check(error.reason is Reason.AUDIT_UNAVAILABLE)
+    else:
+        raise SystemExit("appended after a failure")
+    check(suite.log.head == head)
+    files._guard(files.publish)
+    why = suite.broken[0]
+    with contextlib.suppress(sqlite3.Error):
+        suite.close()
+    if how != "limit":
+        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["e2fsck", "-p", "-f", folder / "back/image"], check=False,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+        subprocess.run(["mount", "-o", "loop", folder / "back/image", disk], check=True)
+    again = open_suite(disk, Ring())
+    places = {p.index: p.leaf for p in promised if isinstance(p, Placed)}
+    assert again.store.leaves(0, len(promised)) == [places[n] for n in range(len(promised))]
+    check(check_published(folder / "log", (again.signer.verifier,), again.log))
+    publisher(again, folder).rebuild()
+    report = verify_directory(folder / "log", (again.signer.verifier,))
+    assert report.size >= len(promised)
+    again.close()
+    if how != "limit":
+        subprocess.run(["umount", disk], check=True)
+    sys.stdout.write(f"stopped: {why}\n")
+
+
+def readonly(folder: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=3m,mode=700") != 0:
+        raise SystemExit(f"mount: {errno.errorcode[ctypes.get_errno()]}")
+    suite = open_suite(folder, Ring())
+    suite.log.append([suite.entry()])
+    suite.close()
+    remount_readonly = 32 | 1
+    check(libc.mount(b"none", bytes(folder), None, remount_readonly, None) == 0)
+    try:
+        open_suite(folder, Ring())
+    except StartupError as error:
+        sys.stdout.write(f"refused: {error}\n")
+
+
+def _mount(folder: Path, *, journal: bool) -> None:
+    """Mount a file system whose device has less room than it says."""
+    back = folder / "back"
+    back.mkdir()
+    options = [] if journal else ["-O", "^has_journal"]
+    for command in (
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "none", back],
+        ["truncate", "-s", "64M", back / "image"],
+        ["mkfs.ext4", "-q", "-F", *options, back / "image"],
+        ["mount", "-o", "loop,errors=continue", back / "image", folder / "disk"],
+    ):
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"mount: {command[0]}")
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            check(error.errno == errno.ENOSPC)
+
+
 def start_writer(folder: Path, *where: str, count: int = 0) -> subprocess.Popen[str]:
     """Start `write` in a process of its own."""
     return subprocess.Popen(
@@ -135,5 +236,9 @@ if __name__ == "__main__":
     os.umask(0o077)
     if sys.argv[1] == "write":
         write(Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    elif sys.argv[1] == "fails":
+        fails(Path(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "readonly":
+        readonly(Path(sys.argv[2]))
     else:
         full(Path(sys.argv[2]))
