@@ -6,6 +6,7 @@ digests are made here, so that no other service holds a key of the log.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
@@ -30,7 +31,7 @@ from services.audit.digests import KEYED_DIGITS, IndexKeys
 from services.audit.index import Row
 from services.audit.rows import row_of
 from services.audit.spanfields import SpanError
-from services.audit.spanfilter import SpanFilter
+from services.audit.spanfilter import FilteredSpan, SpanFilter
 from services.audit.store import EventKey
 
 DEFAULT_TENANT = "default"
@@ -52,6 +53,11 @@ _PATIENT, _INPUT_DIGEST, _OUTPUT_DIGEST = (
 )
 _REFERENCE_KEY = string_field(1, names.PATIENT_REFERENCE) + b"\x12"
 _DERIVED = b"sealward/otlp-event/v1\n"
+_MASK48 = (1 << 48) - 1
+# Bits of the last ten bytes of a UUID: four of the version, two of the variant.
+_NOT_VERSION = ~(0xF << 76 | 0x3 << 62) & (1 << 80) - 1
+_VERSION_8 = 0x8 << 76 | 0x2 << 62
+_TRACE = Row._fields.index("trace_id")
 
 # What an outside producer may say. Who acted, with what outcome, on which model: these are
 # statements of ours, and an outsider's span must not be able to look like one.
@@ -181,12 +187,12 @@ class EntryMaker:
         ours = identity.kind == "service"
         span = (self._ours if ours else self._theirs).filter(body)
         said, added = self._producers.of(identity)
-        values = {**span.values, **said}
-        event_id = _event_id(values.get(names.EVENT_ID)) if ours else None
+        event_id = _event_id(span.values.get(names.EVENT_ID)) if ours else None
         if event_id is None:
-            producer = str(said[names.PRODUCER_ID])
-            event_id = derived_event_id(producer, span.trace_id, span.span_id)
-        if values.get(names.OUTCOME, "ok") not in names.OUTCOMES:
+            event_id = derived_event_id(
+                str(said[names.PRODUCER_ID]), span.trace_id, span.span_id, span.start
+            )
+        if span.values.get(names.OUTCOME, "ok") not in names.OUTCOMES:
             raise SpanError("the outcome is not one of its values", "sealward.outcome")
         whole = span.body + added
         if len(whole) + _CLEAR_BYTES > MAX_SPAN_BYTES:
@@ -195,7 +201,7 @@ class EntryMaker:
             leaf_prefix(event_id, NO_BINDING),
             whole,
             EventKey(event_id, self._keys.fingerprint(whole)),
-            row_of(event_id, span, values),
+            _row_of_shape(event_id, span, said, identity.uri),
             span.dropped,
             Source(self, True, body, identity),
         )
@@ -228,16 +234,31 @@ def read_entry(body: bytes) -> Entry:
         ) from None
 
 
-def derived_event_id(producer: str, trace_id: bytes, span_id: bytes) -> bytes:
+def derived_event_id(producer: str, trace_id: bytes, span_id: bytes, start: int) -> bytes:
     """Return the event id of a span that has none: the same for every repetition of the span.
 
-    A UUIDv8 (RFC 9562 section 5.8) from SHA-256 over producer, trace id and span id. The producer
-    is in it so that nobody can occupy another's events.
+    A UUIDv8 (RFC 9562 section 5.8): the milliseconds of the start, as in a UUIDv7, so that ids that
+    come together lie together in the store; then SHA-256 over producer, trace id and span id. The
+    producer is in it so that nobody can occupy another's events. `start` is in nanoseconds.
     """
-    drawn = bytearray(sha256(_DERIVED + trace_id + span_id + producer.encode()).digest()[:16])
-    drawn[6] = drawn[6] & 0x0F | 0x80
-    drawn[8] = drawn[8] & 0x3F | 0x80
-    return bytes(drawn)
+    drawn = int.from_bytes(
+        sha256(_DERIVED + trace_id + span_id + producer.encode()).digest()[:10], "big"
+    )
+    time = start // 1_000_000 & _MASK48
+    return (time << 80 | drawn & _NOT_VERSION | _VERSION_8).to_bytes(16, "big")
+
+
+def _row_of_shape(
+    event_id: bytes, span: FilteredSpan, said: Mapping[str, AttributeValue], who: str
+) -> Row:
+    """Return `row_of`; for spans that are alike only what differs is put in."""
+    shape = span.shape
+    if shape is None:
+        return row_of(event_id, span, {**span.values, **said})
+    known = shape.rows.get(who)
+    if known is None:
+        known = shape.rows[who] = row_of(event_id, span, {**span.values, **said})
+    return Row._make((event_id, span.start, *known[2:_TRACE], span.trace_id, *known[_TRACE + 1 :]))
 
 
 def _event_id(value: AttributeValue | None) -> bytes | None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 
@@ -21,6 +20,7 @@ from sealward.kit.identity import Identity
 from services.audit.committer import Committer
 from services.audit.entry import Candidate, Maker
 from services.audit.metrics import AuditMetrics
+from services.audit.otlpwire import ExportRequest
 from services.audit.spanfields import SpanError
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
@@ -35,24 +35,21 @@ class TraceIngest:
         self._metrics = metrics
 
     def Export(
-        self, request: ExportTraceServiceRequest, context: grpc.ServicerContext
+        self, request: ExportRequest, context: grpc.ServicerContext
     ) -> ExportTraceServiceResponse:
         """Record the spans of a request; raise SealwardError when they are to be sent again."""
         return self.ingest(request, peer_of(context).identity)
 
-    def ingest(
-        self, request: ExportTraceServiceRequest, identity: Identity
-    ) -> ExportTraceServiceResponse:
+    def ingest(self, request: ExportRequest, identity: Identity) -> ExportTraceServiceResponse:
         """Record the spans of a request that came from `identity`."""
         candidates: list[Candidate] = []
         rejected = 0
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    try:
-                        candidates.append(self._maker.exported(span.SerializeToString(), identity))
-                    except SpanError:
-                        rejected += 1
+        exported = self._maker.exported
+        for span in request.spans:
+            try:
+                candidates.append(exported(span, identity))
+            except SpanError:
+                rejected += 1
         if rejected:
             self._metrics.refused.labels("SPAN_INVALID").inc(rejected)
         results = self._committer.submit(candidates)
@@ -70,7 +67,7 @@ def add_to_server(ingest: TraceIngest, server: Any) -> None:
     """Register the handler, as the generated function of opentelemetry-proto does."""
     handler = grpc.unary_unary_rpc_method_handler(
         ingest.Export,
-        request_deserializer=ExportTraceServiceRequest.FromString,
+        request_deserializer=ExportRequest.FromString,
         response_serializer=ExportTraceServiceResponse.SerializeToString,
     )
     server.add_registered_method_handlers(SERVICE, {"Export": handler})

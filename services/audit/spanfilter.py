@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -29,6 +29,9 @@ OTHER_SPAN = "otel.span"
 
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9-]{0,30}(\.[a-z][a-z0-9-]{0,30}){1,3}")
 _NAMES_REMEMBERED = 1024
+_SHAPES = 1024
+_SHAPE_BYTES = 4096
+_SEEN = 65_536
 
 # The fields before the attributes as SpanHead (kit/spans.py) and every protobuf library write them:
 # ids, flags (in the former), name, kind, times. A name in these letters cannot hold what follows.
@@ -46,11 +49,31 @@ _TAIL = re.compile(
 _ERROR = b"\x02"
 
 
+class Shape:
+    """What follows the ids and times of spans that are alike: decided once for all of them.
+
+    `rows` is for what others derive from it, by whom they derive it for.
+    """
+
+    __slots__ = ("dropped", "event_type", "failed", "fields", "flags", "name", "rows", "values")
+
+    def __init__(self, span: FilteredSpan, name: bytes, fields: bytes, *, flags: bool) -> None:
+        self.name = name
+        self.fields = fields
+        self.flags = flags
+        self.values = span.values
+        self.event_type = span.event_type
+        self.failed = span.failed
+        self.dropped = span.dropped
+        self.rows: dict[str, tuple[Any, ...]] = {}
+
+
 class FilteredSpan(NamedTuple):
     """A span that passed. `body` is its serialised form; `values` its attributes by name.
 
     Times are nanoseconds since the epoch. `dropped` counts attributes that did not pass. `failed`
-    is what its status says.
+    is what its status says. `shape` is there when another span with the same attributes was seen;
+    its values are shared and must not be changed.
     """
 
     body: bytes
@@ -61,6 +84,7 @@ class FilteredSpan(NamedTuple):
     event_type: str
     failed: bool
     dropped: int
+    shape: Shape | None = None
 
 
 class SpanFilter:
@@ -77,6 +101,9 @@ class SpanFilter:
         barred = frozenset() if audit_only else names.AUDIT_ONLY
         self._attributes = AttributeReader(frozenset(allowed) - barred, replaced)
         self._names: dict[str, bytes] = {}
+        # By the bytes after ids and times. A shape is worth keeping when it was seen before.
+        self._shapes: dict[bytes, Shape] = {}
+        self._seen: set[int] = set()
 
     def filter(self, span: bytes) -> FilteredSpan:
         """Return what may be recorded of a span; raise SpanError."""
@@ -88,6 +115,16 @@ class SpanFilter:
     def _filter(self, span: bytes) -> FilteredSpan:
         head = _HEAD.match(span)
         begin = head.end() if head else 0
+        shape = self._shapes.get(span[begin:]) if head else None
+        if head and shape and head["name"] == shape.name and not (head["flags"] and shape.flags):
+            trace_id, span_id = head["trace"], head["span"]
+            start = int.from_bytes(head["start"], "little")
+            end = int.from_bytes(head["end"], "little")
+            if any(trace_id) and any(span_id) and 0 < start <= end < 1 << 63:
+                return FilteredSpan(
+                    head[0] + shape.fields, shape.values, trace_id, span_id, start,
+                    shape.event_type, shape.failed, shape.dropped, shape,
+                )  # fmt: skip
         rest, values, parts, dropped = self._attributes.read(span, begin)
         event_type = values.get(names.EVENT_TYPE, OTHER_SPAN)
         if not isinstance(event_type, str):
@@ -99,17 +136,32 @@ class SpanFilter:
             start = int.from_bytes(head["start"], "little")
             end = int.from_bytes(head["end"], "little")
             if any(trace_id) and any(span_id) and 0 < start <= end < 1 << 63:
-                body = b"".join((head[0], *parts, tail[0]))
+                fields = b"".join((*parts, tail[0]))
                 failed = tail["code"] == _ERROR
-                return FilteredSpan(
-                    body, values, trace_id, span_id, start, event_type, failed, dropped
+                found = FilteredSpan(
+                    head[0] + fields, values, trace_id, span_id, start, event_type, failed, dropped
                 )
+                self._remember(span[begin:], Shape(found, name, fields, flags=bool(tail["flags"])))
+                return found
         fixed = read_fixed([*_split(span[:begin]), *rest])
         body = b"".join((fixed.before, name, fixed.after, *parts))
         return FilteredSpan(
             body, values, fixed.trace_id, fixed.span_id, fixed.start, event_type, fixed.failed,
             dropped,
         )  # fmt: skip
+
+    def _remember(self, tail: bytes, shape: Shape) -> None:
+        if len(tail) > _SHAPE_BYTES:
+            return
+        key = hash(tail)
+        if key not in self._seen:
+            if len(self._seen) >= _SEEN:
+                self._seen.clear()
+            self._seen.add(key)
+            return
+        if len(self._shapes) >= _SHAPES:
+            self._shapes.clear()
+        self._shapes[tail] = shape
 
     def _name(self, event_type: str) -> bytes:
         if not _EVENT_TYPE.fullmatch(event_type):

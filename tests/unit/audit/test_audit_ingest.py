@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import CollectorRegistry
@@ -21,11 +22,13 @@ from sealward.kit.seam import Answer, Call
 from sealward.kit.spans import attribute
 from sealward.tlog.leaf import PREFIX_SIZE, parse_leaf
 from services.audit.committer import Committer, MeteredAppender
-from services.audit.entry import Candidate, _reference
+from services.audit.entry import Candidate, EntryMaker, _reference
 from services.audit.ingest_otlp import TraceIngest
 from services.audit.log import Committed
 from services.audit.metrics import AuditMetrics
+from services.audit.otlpwire import ExportRequest
 from services.audit.pump import AppendPump
+from services.audit.spanfields import SpanError
 from tests.support.audit_suite import GATEWAY, WORKLOAD, Suite, entry_bytes, span_bytes
 
 
@@ -54,8 +57,8 @@ def ingest(suite: Suite, committer: Committer, metrics: AuditMetrics) -> TraceIn
     return TraceIngest(committer, suite.maker, metrics)
 
 
-def request(*spans: bytes) -> ExportTraceServiceRequest:
-    return ExportTraceServiceRequest.FromString(export_request(spans))
+def request(*spans: bytes) -> ExportRequest:
+    return ExportRequest.FromString(export_request(spans))
 
 
 def opened(suite: Suite, index: int) -> Span:
@@ -302,3 +305,46 @@ def test_a_releasing_entry_is_at_most_two_kib(suite: Suite) -> None:
 def test_the_patient_reference_is_an_attribute_like_the_others(length: int) -> None:
     patient = "p" * length
     assert _reference(patient.encode()) == attribute("sealward.patient.reference", patient)
+
+
+def test_a_request_is_taken_apart_as_protobuf_does() -> None:
+    # As protobuf writes it, fields in the order of their numbers.
+    spans = [Span.FromString(span_bytes(start=n)).SerializeToString() for n in range(1, 4)]
+    whole = ExportTraceServiceRequest.FromString(export_request(spans[:2]))
+    resource = whole.resource_spans[0]
+    resource.resource.attributes.add(key="host.name").value.string_value = "left behind"
+    resource.scope_spans[0].scope.name = "left behind"
+    resource.scope_spans[0].schema_url = "left behind"
+    other = whole.resource_spans.add().scope_spans.add().spans.add()
+    other.MergeFromString(spans[2])
+    body = whole.SerializeToString()
+    assert ExportRequest.FromString(body).spans == spans
+    assert ExportRequest.FromString(b"").spans == []
+    for end in range(1, len(body)):
+        try:
+            ExportTraceServiceRequest.FromString(body[:end])
+        except DecodeError:
+            with pytest.raises(DecodeError):
+                ExportRequest.FromString(body[:end])
+    with pytest.raises(DecodeError):
+        ExportRequest.FromString(b"\x08\x01")
+
+
+def test_spans_that_are_alike_give_what_each_would_give_alone(suite: Suite) -> None:
+    many = [span_bytes(start=n * 1_000_000) for n in range(1, 6)]
+    made = [suite.maker.exported(body, WORKLOAD) for body in many]
+    alone = [open_maker(suite).exported(body, WORKLOAD) for body in many]
+    assert [(c.prefix, c.span, c.row, c.dropped) for c in made] == [
+        (c.prefix, c.span, c.row, c.dropped) for c in alone
+    ]
+    # The same attributes under another producer are another producer's.
+    theirs = [suite.maker.exported(body, GATEWAY) for body in many]
+    assert {c.row.producer for c in theirs if c.row} == {"gateway"}
+    assert {c.row.type for c in theirs if c.row} == {"inference.predict"}
+    bad = many[4].replace((5_000_000).to_bytes(8, "little"), bytes(8), 1)
+    with pytest.raises(SpanError):
+        suite.maker.exported(bad, WORKLOAD)
+
+
+def open_maker(suite: Suite) -> EntryMaker:
+    return EntryMaker(suite.index)
