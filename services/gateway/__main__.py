@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import sealward.kit.lean  # noqa: F401 - before any library
 from sealward.kit.runner import run
 from services.gateway.app import Gateway
 from services.gateway.settings import GatewaySettings

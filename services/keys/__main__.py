@@ -2,6 +2,7 @@
 
 import sys
 
+import sealward.kit.lean  # noqa: F401 - before any library
 from sealward.kit.runner import run
 from services.keys.app import build
 from services.keys.settings import KeysSettings
