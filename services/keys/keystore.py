@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from sealward.seal.context import EncryptionContext
 from sealward.seal.errors import SealBrokenError, UnlockError
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
 from sealward.seal.rootkey import UnlockSecret
-from services.keys.files import read_private, sync_folder, write_durable
+from services.keys.files import LARGEST_BYTES, read_private, sync_folder, write_durable
 
 SCHEMA = "sealward/keystore/v1"
 ROOT_FILE = "root.age"
@@ -48,13 +49,22 @@ class Authority:
 
 
 @dataclass(frozen=True, slots=True)
+class Kek:
+    """A version of a key-encryption key. `made`: seconds since the epoch, 0 = not known."""
+
+    version: int
+    made: int
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
-    """What the keystore holds. `keks`: versions, oldest first, by `tenant/purpose`."""
+    """What the keystore holds. `keks`: versions, lowest first, by `tenant/purpose`."""
 
     deployment: str
     trust_domain: str
     authorities: tuple[Authority, ...]
-    keks: dict[str, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
+    keks: dict[str, tuple[Kek, ...]] = field(default_factory=dict)
 
 
 class Keystore:
@@ -72,11 +82,15 @@ class Keystore:
         """What the keystore holds now."""
         return self._content
 
-    def keks(self, tenant: str, purpose: str) -> tuple[bytes, ...]:
-        """Key-encryption keys of a tenant and purpose, oldest first; empty when there is none."""
+    def kek_names(self) -> list[tuple[str, str]]:
+        """Tenant and purpose of every key-encryption key, sorted."""
+        return sorted((tenant, purpose) for tenant, purpose in map(_split, self._content.keks))
+
+    def keks(self, tenant: str, purpose: str) -> tuple[Kek, ...]:
+        """Versions of a key-encryption key, lowest first; empty when there is none."""
         return self._content.keks.get(f"{tenant}/{purpose}", ())
 
-    def ensure_kek(self, tenant: str, purpose: str) -> tuple[bytes, ...]:
+    def ensure_kek(self, tenant: str, purpose: str) -> tuple[Kek, ...]:
         """As `keks`, after making the first one; raise KEYSTORE_UNAVAILABLE.
 
         The key is on the disk before it is used.
@@ -87,18 +101,46 @@ class Keystore:
                 return existing
             if len(self._content.keks) >= MAX_KEKS:
                 raise SealwardError(Reason.KEYSTORE_UNAVAILABLE, "the keystore is full")
-            made = (secrets.token_bytes(KEY_BYTES),)
-            content = replace(
-                self._content, keks={**self._content.keks, f"{tenant}/{purpose}": made}
-            )
-            try:
-                write_durable(self._folder / SEALED_FILE, _seal(self._sealer, content))
-            except OSError:
-                raise SealwardError(
-                    Reason.KEYSTORE_UNAVAILABLE, "the keystore cannot be written", retry_after=1.0
-                ) from None
-            self._content = content
+            return self._put_keks(tenant, purpose, (_new_kek(1),))
+
+    def add_kek(self, tenant: str, purpose: str) -> Kek | None:
+        """Make the next version of a key; None when there is no such key.
+
+        Raises KEYSTORE_UNAVAILABLE. The version is on the disk before it is used.
+        """
+        with self._lock:
+            existing = self.keks(tenant, purpose)
+            if not existing:
+                return None
+            made = _new_kek(existing[-1].version + 1)
+            self._put_keks(tenant, purpose, (*existing, made))
             return made
+
+    def drop_keks(self, tenant: str, purpose: str, below: int) -> None:
+        """Destroy the versions before `below`, but never the newest; raise KEYSTORE_UNAVAILABLE."""
+        with self._lock:
+            existing = self.keks(tenant, purpose)
+            kept = tuple(kek for kek in existing if kek.version >= below) or existing[-1:]
+            if kept != existing:
+                self._put_keks(tenant, purpose, kept)
+
+    def _put_keks(self, tenant: str, purpose: str, keks: tuple[Kek, ...]) -> tuple[Kek, ...]:
+        self._put(replace(self._content, keks={**self._content.keks, f"{tenant}/{purpose}": keks}))
+        return keks
+
+    def _put(self, content: Content) -> None:
+        """Replace the content, on the disk first. To be called under the lock."""
+        sealed = _seal(self._sealer, content)
+        if len(sealed) > LARGEST_BYTES:
+            # It would be refused at the next start.
+            raise SealwardError(Reason.KEYSTORE_UNAVAILABLE, "the keystore is full")
+        try:
+            write_durable(self._folder / SEALED_FILE, sealed)
+        except OSError:
+            raise SealwardError(
+                Reason.KEYSTORE_UNAVAILABLE, "the keystore cannot be written", retry_after=1.0
+            ) from None
+        self._content = content
 
     def close(self) -> None:
         """Let another process open the keystore."""
@@ -202,33 +244,63 @@ def _context(deployment: str) -> EncryptionContext:
 
 def _seal(sealer: ObjectSealer, content: Content) -> bytes:
     document = {
-        "version": 1,
+        "version": 2,
         "deployment": content.deployment,
         "trust_domain": content.trust_domain,
         "authorities": [
             {"key": _text(a.key), "certificate": _text(a.certificate)} for a in content.authorities
         ],
-        "keks": {name: [_text(key) for key in keys] for name, keys in content.keks.items()},
+        "keks": {
+            name: [{"version": k.version, "made": k.made, "key": _text(k.key)} for k in keks]
+            for name, keks in content.keks.items()
+        },
     }
     return sealer.seal(_context(content.deployment), json.dumps(document).encode())
 
 
 def _parse(document: dict[str, Any]) -> Content:
-    if document["version"] != 1:
+    if document["version"] not in (1, 2):
         raise ValueError("another version")
+    read_keks = _read_keks if document["version"] == 2 else _read_first_keks
     content = Content(
         deployment=str(document["deployment"]),
         trust_domain=str(document["trust_domain"]),
         authorities=tuple(
             Authority(_bytes(a["key"]), _bytes(a["certificate"])) for a in document["authorities"]
         ),
-        keks={name: tuple(map(_bytes, keys)) for name, keys in document["keks"].items()},
+        keks={name: read_keks(keks) for name, keks in document["keks"].items()},
     )
-    if not content.authorities or any(
-        len(key) != KEY_BYTES for keys in content.keks.values() for key in keys
-    ):
+    if not content.authorities or not all(map(_is_whole, content.keks.values())):
         raise ValueError("incomplete")
     return content
+
+
+def _read_keks(keks: list[dict[str, Any]]) -> tuple[Kek, ...]:
+    return tuple(Kek(int(k["version"]), int(k["made"]), _bytes(k["key"])) for k in keks)
+
+
+def _read_first_keks(keks: list[str]) -> tuple[Kek, ...]:
+    """Read what was written before versions had numbers: counted from 1, never retired."""
+    return tuple(Kek(number, 0, _bytes(key)) for number, key in enumerate(keks, 1))
+
+
+def _is_whole(keks: tuple[Kek, ...]) -> bool:
+    versions = [kek.version for kek in keks]
+    return (
+        bool(keks)
+        and versions == list(range(versions[0], versions[0] + len(keks)))
+        and versions[0] > 0
+        and all(len(kek.key) == KEY_BYTES for kek in keks)
+    )
+
+
+def _new_kek(version: int) -> Kek:
+    return Kek(version, int(time.time()), secrets.token_bytes(KEY_BYTES))
+
+
+def _split(name: str) -> tuple[str, str]:
+    tenant, _, purpose = name.partition("/")
+    return tenant, purpose
 
 
 def _text(data: bytes) -> str:

@@ -1,11 +1,18 @@
 """What a key provider does. One conformance suite runs over every implementation.
 
 Methods raise SealwardError: KEYSTORE_UNAVAILABLE when the provider cannot answer now, SEAL_BROKEN
-when something sealed does not open, CERTIFICATE_REQUEST_INVALID for a request that is not signed.
+when something sealed does not open, CERTIFICATE_REQUEST_INVALID for a request that is not signed,
+NOT_FOUND for a key-encryption key that does not exist.
+
+A key-encryption key (KEK) belongs to a tenant and purpose and has versions, numbered from 1. The
+newest one wraps; the ones from the lowest on open. A wrapped branch key tells its version in clear,
+so whoever keeps it knows what there is to do without asking. The life of a version: `rotate` makes
+it, `rewrap` moves branch keys on to it, `retire` destroys the ones before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,6 +22,21 @@ from sealward.seal.context import EncryptionContext
 from services.keys.profiles import Profile
 
 State = Literal["ready", "degraded", "sealed"]
+
+MAX_REWRAP = 500
+"""Wrapped keys in one call of `rewrap`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What there is of a key-encryption key: the lowest version that opens, and the newest.
+
+    `made`: when each of them was made, lowest first, seconds since the epoch, 0 = not known.
+    """
+
+    lowest: int
+    newest: int
+    made: tuple[int, ...]
 
 
 class BranchKeys(Protocol):
@@ -33,6 +55,41 @@ class BranchKeys(Protocol):
 
     def open(self, context: EncryptionContext, wrapped: bytes) -> bytes:
         """Open a wrapped branch key that was made for exactly this context."""
+
+    def version_of(self, wrapped: bytes) -> int:
+        """Tell which version a wrapped key is under, without opening it and without the provider.
+
+        It is what the wrapped key says in clear; that it opens is not shown by it. Raises
+        SEAL_BROKEN for what is no wrapped key of this provider.
+        """
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return tenant and purpose of every key-encryption key that there is, sorted."""
+
+    def versions(self, tenant: str, purpose: str) -> Versions:
+        """Return the versions of a key-encryption key; raise NOT_FOUND."""
+
+    def rotate(self, tenant: str, purpose: str) -> int:
+        """Make a new version and return its number; raise NOT_FOUND.
+
+        It is durable before this returns. Branch keys made from now on are under it, in this and
+        every other process; those under older versions go on opening.
+        """
+
+    def rewrap(self, items: Sequence[tuple[EncryptionContext, bytes]]) -> list[bytes | None]:
+        """Wrap branch keys anew, under the newest version; the keys stay what they are.
+
+        At most MAX_REWRAP items, of any tenants and purposes. The answer has one place for each
+        item: the new wrapped key (the same bytes where it was under the newest version already), or
+        None where it does not open. Old wrapped keys open until their version is retired.
+        """
+
+    def retire(self, tenant: str, purpose: str, below: int) -> None:
+        """Destroy the versions before `below` for good; what is wrapped under them never opens.
+
+        Doing it again changes nothing. Raises NOT_FOUND, and FIELD_INVALID where `below` is above
+        the newest version: that one is not destroyed here.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,70 @@ def test_keys_survive(tmp_path: Path) -> None:
     second.close()
 
 
+def test_versions_survive(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    assert first.add_kek("default", "session") is None
+    (one,) = first.ensure_kek("default", "session")
+    two, three = (first.add_kek("default", "session") for _ in range(2))
+    assert two is not None
+    assert three is not None
+    assert len({one.key, two.key, three.key}) == 3
+    assert [kek.version for kek in (one, two, three)] == [1, 2, 3]
+    assert one.made > 0
+    first.drop_keks("default", "session", 2)
+    first.drop_keks("default", "session", 2)
+    first.close()
+    second = opened(tmp_path)
+    assert second.keks("default", "session") == (two, three)
+    second.drop_keks("default", "session", 9)
+    assert second.keks("default", "session") == (three,)
+    next_one = second.add_kek("default", "session")
+    assert next_one is not None
+    assert next_one.version == 4
+    second.close()
+
+
+def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before keys had numbered versions, a list of keys stood for each name."""
+    reopened = opened(store)
+    real = keystore.json.dumps  # type: ignore[attr-defined]
+    keys = [kek.key for kek in reopened.ensure_kek("default", "session")]
+
+    def first(document: dict[str, Any]) -> str:
+        old = {name: [k["key"] for k in keks] for name, keks in document["keks"].items()}
+        return str(real({**document, "version": 1, "keks": old}))
+
+    monkeypatch.setattr(keystore.json, "dumps", first)  # type: ignore[attr-defined]
+    reopened.add_kek("default", "session")
+    reopened.close()
+    monkeypatch.undo()
+    again = opened(store, first=never)
+    assert [(k.version, k.made) for k in again.keks("default", "session")] == [(1, 0), (2, 0)]
+    assert again.keks("default", "session")[0].key == keys[0]
+    third = again.add_kek("default", "session")
+    again.close()
+    last = opened(store, first=never)
+    assert last.keks("default", "session")[2] == third
+    last.close()
+
+
+def test_a_keystore_that_could_not_be_read_again_is_not_written(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reopened = opened(store)
+    before = reopened.content
+    monkeypatch.setattr(keystore, "LARGEST_BYTES", 100)
+    for change in (reopened.ensure_kek, reopened.add_kek):
+        with pytest.raises(SealwardError) as caught:
+            change("default", "model" if change == reopened.ensure_kek else "session")
+        assert caught.value.reason is Reason.KEYSTORE_UNAVAILABLE
+    reopened.close()
+    monkeypatch.undo()
+    again = opened(store, first=never)
+    assert again.content == before
+    again.close()
+
+
 def test_files_are_closed_to_others_and_hold_no_key_in_clear(store: Path) -> None:
     reopened = opened(store)
     folder = store / "keystore"
@@ -97,11 +161,11 @@ def test_files_are_closed_to_others_and_hold_no_key_in_clear(store: Path) -> Non
     for path in folder.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
     blob = b"".join(snapshot(folder).values())
-    assert reopened.keks("default", "session")[0] not in blob
+    assert reopened.keks("default", "session")[0].key not in blob
     assert reopened.content.authorities[0].key not in blob
     assert "authorities" not in repr(reopened)
     assert reopened.content.authorities[0].key.hex() not in repr(reopened.content)
-    assert repr(reopened.keks("default", "session")[0]) not in repr(reopened.content)
+    assert repr(reopened.keks("default", "session")[0].key) not in repr(reopened.content)
     reopened.close()
 
 
@@ -144,7 +208,7 @@ def test_another_secret_is_refused(store: Path) -> None:
 
 def test_another_version_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reopened = opened(store)
-    monkeypatch.setattr(keystore.json, "dumps", lambda _document: '{"version": 2}')  # type: ignore[attr-defined]
+    monkeypatch.setattr(keystore.json, "dumps", lambda _document: '{"version": 3}')  # type: ignore[attr-defined]
     reopened.ensure_kek("default", "model")
     reopened.close()
     monkeypatch.undo()
@@ -205,6 +269,8 @@ def test_dying_at_any_step_of_a_write_leaves_the_old_or_the_new(
             patch.setattr(files.os if dies == "fsync" else files.Path, dies, die)
             with pytest.raises(Died):
                 reopened.ensure_kek("default", f"purpose-{dies}")
+            with pytest.raises(Died):
+                reopened.add_kek("default", "session")
         assert reopened.content == before
         reopened.close()
         again = opened(store, first=never)

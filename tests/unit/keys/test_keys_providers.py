@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from services.keys.profiles import (
     parse_pem_request,
     profile_of,
 )
-from services.keys.providers.base import BranchKeys
+from services.keys.providers.base import MAX_REWRAP, BranchKeys
 from services.keys.providers.embedded import EmbeddedBranchKeys
 
 TD = "sealward.local"
@@ -90,6 +91,142 @@ def test_refuses_what_it_did_not_make(provider: BranchKeys) -> None:
         seal_object(key, SESSION, bytes(32)),
     ):
         assert reason(provider, SESSION, forged) is Reason.SEAL_BROKEN
+
+
+# --- versions of a key-encryption key -------------------------------------------------------------
+
+MODEL = EncryptionContext("default", "model", "breast-cancer@1")
+
+
+def test_a_rotation_wraps_under_the_new_version_and_the_old_one_opens(
+    provider: BranchKeys,
+) -> None:
+    first, wrapped = provider.create(SESSION)
+    assert provider.version_of(wrapped) == 1
+    assert provider.versions("default", "session").newest == 1
+    assert provider.rotate("default", "session") == 2
+    second, newer = provider.create(SESSION)
+    assert provider.version_of(newer) == 2
+    assert provider.version_of(wrapped) == 1
+    assert provider.open(SESSION, wrapped) == first
+    assert provider.open(SESSION, newer) == second
+    found = provider.versions("default", "session")
+    assert (found.lowest, found.newest, len(found.made)) == (1, 2, 2)
+    assert 0 < found.made[0] <= found.made[1]
+
+
+def test_a_rotation_is_of_one_key(provider: BranchKeys) -> None:
+    provider.create(SESSION)
+    provider.create(MODEL)
+    provider.create(EncryptionContext("other", "session", "epoch-1"))
+    provider.rotate("default", "session")
+    assert provider.names() == [("default", "model"), ("default", "session"), ("other", "session")]
+    assert [provider.versions(*name).newest for name in provider.names()] == [1, 2, 1]
+
+
+def test_a_key_that_does_not_exist(provider: BranchKeys) -> None:
+    provider.create(SESSION)
+    for call in (
+        lambda: provider.versions("default", "model"),
+        lambda: provider.rotate("default", "model"),
+        lambda: provider.retire("default", "model", 1),
+    ):
+        with pytest.raises(SealwardError) as caught:
+            call()
+        assert caught.value.reason is Reason.NOT_FOUND
+    assert provider.names() == [("default", "session")]
+
+
+def test_rewrap_moves_keys_on_and_leaves_them_what_they_are(provider: BranchKeys) -> None:
+    made = {context: provider.create(context) for context in (SESSION, MODEL)}
+    for context in made:
+        provider.rotate(context.tenant, context.purpose)
+    moved = provider.rewrap([(context, wrapped) for context, (_, wrapped) in made.items()])
+    for (context, (key, wrapped)), new in zip(made.items(), moved, strict=True):
+        assert new is not None
+        assert provider.version_of(new) == 2
+        assert provider.open(context, new) == key
+        assert provider.open(context, wrapped) == key
+    assert provider.rewrap([(SESSION, moved[0] or b"")]) == moved[:1]
+    assert provider.rewrap([]) == []
+
+
+def test_rewrap_names_what_does_not_open_by_its_place(provider: BranchKeys) -> None:
+    _, wrapped = provider.create(SESSION)
+    provider.rotate("default", "session")
+    changed = bytearray(wrapped)
+    changed[-1] ^= 1
+    answer = provider.rewrap(
+        [
+            (SESSION, bytes(changed)),
+            (SESSION, wrapped),
+            (SESSION.about("epoch-2"), wrapped),
+            (MODEL, wrapped),
+            (SESSION, b""),
+            (SESSION, wrapped),
+        ]
+    )
+    assert [new is not None for new in answer] == [False, True, False, False, False, True]
+
+
+def test_rewrap_takes_500_at_a_time(provider: BranchKeys) -> None:
+    key, wrapped = provider.create(SESSION)
+    provider.rotate("default", "session")
+    moved = provider.rewrap([(SESSION, wrapped)] * MAX_REWRAP)
+    assert {provider.open(SESSION, new or b"") for new in (moved[0], moved[-1])} == {key}
+    with pytest.raises(SealwardError) as caught:
+        provider.rewrap([(SESSION, wrapped)] * (MAX_REWRAP + 1))
+    assert caught.value.reason is Reason.FIELD_INVALID
+
+
+def test_what_is_retired_never_opens_again(provider: BranchKeys) -> None:
+    key, wrapped = provider.create(SESSION)
+    _, other = provider.create(MODEL)
+    provider.rotate("default", "session")
+    (moved,) = provider.rewrap([(SESSION, wrapped)])
+    assert moved is not None
+    provider.rotate("default", "session")
+    for _ in range(2):
+        provider.retire("default", "session", 2)
+        assert reason(provider, SESSION, wrapped) is Reason.SEAL_BROKEN
+        assert provider.rewrap([(SESSION, wrapped)]) == [None]
+        assert provider.open(SESSION, moved) == key
+    found = provider.versions("default", "session")
+    assert (found.lowest, found.newest, len(found.made)) == (2, 3, 2)
+    assert provider.version_of(provider.create(SESSION)[1]) == 3
+    assert provider.rotate("default", "session") == 4
+    assert provider.open(MODEL, other)
+
+
+def test_the_newest_version_is_not_retired(provider: BranchKeys) -> None:
+    key, wrapped = provider.create(SESSION)
+    provider.retire("default", "session", 1)
+    with pytest.raises(SealwardError) as caught:
+        provider.retire("default", "session", 2)
+    assert caught.value.reason is Reason.FIELD_INVALID
+    assert provider.open(SESSION, wrapped) == key
+
+
+def test_a_wrapped_key_says_its_version_but_no_forgery_opens(provider: BranchKeys) -> None:
+    key, wrapped = provider.create(SESSION)
+    for forged in (b"", b"garbage", wrapped[:20], seal_object(key, SESSION, bytes(32))):
+        with pytest.raises(SealwardError) as caught:
+            provider.version_of(forged)
+        assert caught.value.reason is Reason.SEAL_BROKEN
+    provider.rotate("default", "session")
+    _, newer = provider.create(SESSION)
+    assert reason(provider, SESSION, relabelled(provider, wrapped, newer)) is Reason.SEAL_BROKEN
+
+
+def relabelled(provider: BranchKeys, wrapped: bytes, newer: bytes) -> bytes:
+    """A wrapped key of version 1 that says it is of the version of a newer one."""
+    for place in range(len(wrapped)):
+        changed = bytearray(wrapped)
+        changed[place] = ord(str(provider.version_of(newer)))
+        with suppress(SealwardError):
+            if provider.version_of(bytes(changed)) == provider.version_of(newer):
+                return bytes(changed)
+    raise AssertionError("no such place")
 
 
 # --- certificates ---------------------------------------------------------------------------------
