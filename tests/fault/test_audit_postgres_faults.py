@@ -317,6 +317,39 @@ def test_a_paused_writer_wakes_up_to_nothing(tmp_path: Path, server: Server, sch
     promises.check(tmp_path, server.url(), schema)
 
 
+def test_a_database_that_stays_away_stops_the_log(tmp_path: Path, schema: str) -> None:
+    with running() as server:
+        with opened(tmp_path, server.url(), schema, patience=1.0) as suite:
+            append(suite)
+            server.stop(signal.SIGKILL)
+            for _ in range(2):
+                with pytest.raises(SealwardError) as refused:
+                    append(suite)
+                assert refused.value.reason is Reason.AUDIT_UNAVAILABLE
+            assert len(suite.broken) == 1
+            assert suite.broken[0].startswith("the audit database failed: ")
+            assert suite.log.head[0] == 3
+            server.start()
+            # What a commit did is not known to this process: it stays stopped.
+            with pytest.raises(SealwardError):
+                append(suite)
+        with opened(tmp_path, server.url(), schema) as suite:
+            assert append(suite) == [3, 4, 5]
+
+
+def test_a_database_that_takes_no_writes_is_not_the_one_to_use(tmp_path: Path, schema: str) -> None:
+    with running() as server, opened(tmp_path, server.url(), schema, patience=1.0) as suite:
+        append(suite)
+        server.sql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+        until(
+            lambda: server.sql("SHOW default_transaction_read_only") == [("on",)], "it is read-only"
+        )
+        with pytest.raises(SealwardError):
+            append(suite)
+        assert len(suite.broken) == 1
+        assert suite.log.head[0] == 3
+
+
 def test_a_full_disk_refuses_and_recovers_by_itself(tmp_path: Path, schema: str) -> None:
     needs_mounts()
     programs = binaries()

@@ -47,12 +47,18 @@ CANARY = "MRN-canary-5519"
 class Pair:
     """Keys and audit, and channels with the certificates of others."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: object) -> None:
+        """Begin nothing yet; `settings` are of the audit service."""
         self.folder = folder
         write_private(folder / "unlock", new_identity().encode())
         self.keys = Service("keys", folder, UNLOCK_FILE=folder / "unlock")
         self.audit = Service(
-            "audit", folder, KEYS_ADDRESS=self.keys.address, AUDIT_ADDRESS="", START_SECONDS=20
+            "audit",
+            folder,
+            KEYS_ADDRESS=self.keys.address,
+            AUDIT_ADDRESS="",
+            START_SECONDS=20,
+            **settings,
         )
         self.channels: dict[str, Channels] = {}
 

@@ -89,7 +89,7 @@ def test_activity_and_bursts(suite: RunningSuite, tmp_path: Path) -> None:
 
 def test_only_break_glass_is_signed_off(suite: RunningSuite, tmp_path: Path) -> None:
     event = predict(suite, tmp_path, suite.user("ada"))
-    error = suite.sealward("audit", "review", "sign-off", event, "--verdict", "justified", code=2)[
+    error = suite.sealward("audit", "review", "sign-off", event, "--verdict", "justified", code=1)[
         "error"
     ]
     assert "break-glass" in error["message"]

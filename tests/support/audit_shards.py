@@ -95,6 +95,7 @@ class KillingBackend(FileBackend):
     """Counts what is written once `armed`, and kills the process before the n-th of it."""
 
     def __init__(self, at: int) -> None:
+        super().__init__()
         self.left = at
         self.armed = False
 

@@ -166,6 +166,7 @@ def test_recorder_writes_an_otlp_span(spool: Spool) -> None:
         "sealward.actor.id": "audit",
         "sealward.target": "audit-segment",
         "sealward.producer.id": "keys",
+        "sealward.producer.instance": spool.instance,
         "sealward.producer.seq": 1,
     }
     assert attributes(second)["sealward.producer.seq"] == 2
@@ -219,5 +220,6 @@ def test_sdk_spans_pass_the_allow_list(spool: Spool) -> None:
         "sealward.event.type",
         "sealward.actor.roles",
         "sealward.producer.id",
+        "sealward.producer.instance",
         "sealward.producer.seq",
     }
