@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.go_programs import GRPCURL, go_program
 from tests.support.suites import RunningSuite
 
 # The first run fetches and builds.
 pytestmark = pytest.mark.timeout(420)
 
-MODULE = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"
-
 
 @pytest.fixture(scope="session")
 def grpcurl() -> Path:
-    """The program, built once into the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sealward"
-    folder = cache / "grpcurl-v1.9.4"
-    program = folder / "grpcurl"
-    if program.exists():
-        return program
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("Go is not installed: grpcurl has not been run (https://go.dev/dl)")
-    folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        [go, "install", MODULE],
-        env={**os.environ, "GOBIN": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip("grpcurl cannot be built: it has not been run (no Go module proxy?)")
-    return program
+    return go_program(GRPCURL)
 
 
 def run(

@@ -26,6 +26,9 @@ from tests.support.suites import until
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[S3Server]:
+
+# The first run fetches and builds versitygw.
+pytestmark = pytest.mark.timeout(700)
     started = s3_server(request.param, tmp_path_factory.mktemp("s3"))
     started.start()
     started.make_bucket().close()

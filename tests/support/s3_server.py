@@ -1,7 +1,7 @@
 """S3 servers for tests, each a process of its own on loopback.
 
-`moto` comes with the development packages; `versitygw` keeps every object as a file and is used
-where it is installed (go install github.com/versity/versitygw/cmd/versitygw@v1.8.0).
+`moto` comes with the development packages; `versitygw` keeps every object as a file, and is built
+where there is Go.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from services.audit.s3_sink import S3Bucket
+from tests.support.go_programs import VERSITYGW, go_program
 
 ACCESS, SECRET = "test-access", "test-secret-key"
 BUCKET = "audit-log"
@@ -43,12 +42,7 @@ class S3Server:
         if self.kind == "moto":
             command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         else:
-            program = shutil.which("versitygw")
-            if program is None:
-                pytest.skip(
-                    "versitygw is not installed"
-                    " (go install github.com/versity/versitygw/cmd/versitygw@v1.8.0)"
-                )
+            program = shutil.which("versitygw") or str(go_program(VERSITYGW))
             for name in ("objects", "versions"):
                 (self.folder / name).mkdir(exist_ok=True)
             command = [program, "--port", f"127.0.0.1:{self.port}", "posix", "--versioning-dir",
