@@ -21,14 +21,14 @@ from tests.support.audit_suite import Ring, Suite, open_suite
 from tests.support.s3_server import S3Server, download, s3_server
 from tests.support.suites import until
 
+# The first run fetches and builds versitygw.
+pytestmark = pytest.mark.timeout(700)
+
 
 @pytest.fixture(scope="module", params=["moto", "versitygw"])
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[S3Server]:
-
-# The first run fetches and builds versitygw.
-pytestmark = pytest.mark.timeout(700)
     started = s3_server(request.param, tmp_path_factory.mktemp("s3"))
     started.start()
     started.make_bucket().close()
