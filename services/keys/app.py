@@ -17,7 +17,7 @@ from sealward.kit.server import GrpcServer
 from sealward.kit.spool import Spool
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
 from sealward.seal.lease import Lease
-from services.keys.authority import EmbeddedAuthority, new_authority, utc_now
+from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.enrolment import EnrolmentFolder
 from services.keys.keystore import Content, Keystore, open_or_create
 from services.keys.profiles import Lives, profile_of
@@ -135,7 +135,7 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     )
     if keystore.content.trust_domain != settings.trust_domain:
         raise StartupError("the keystore belongs to another trust domain than the settings name")
-    authority = EmbeddedAuthority(keystore.content.authorities)
+    authority = KeystoreAuthority(keystore)
     branches = EmbeddedBranchKeys(keystore)
     lives = Lives(settings.certificate_seconds, settings.user_certificate_seconds)
 

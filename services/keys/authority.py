@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import threading
 from collections.abc import Callable
 
 from cryptography import x509
@@ -12,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sealward.kit.errors import StartupError
-from services.keys.keystore import Authority
+from services.keys.keystore import Authority, Keystore
 from services.keys.profiles import Profile, read_request
-from services.keys.providers.base import Issued
+from services.keys.providers.base import AuthorityState, Issued, TrustedAuthority
 
 _AUTHORITY_LIFE = dt.timedelta(days=3650)
 # Clocks of two machines differ a little; a certificate is good this long before it is made.
@@ -58,17 +59,22 @@ def new_authority(trust_domain: str, now: dt.datetime) -> Authority:
 
 
 class EmbeddedAuthority:
-    """CertificateAuthority over a keystore's authorities: the last one signs, all are trusted."""
+    """Signs with one of some authorities and trusts all of them. Does not change.
 
-    def __init__(self, authorities: tuple[Authority, ...], clock: Clock = utc_now) -> None:
+    `issuing` is the place of the one that signs.
+    """
+
+    def __init__(
+        self, authorities: tuple[Authority, ...], clock: Clock = utc_now, issuing: int = -1
+    ) -> None:
         """Load the keys; raise StartupError when they cannot be used."""
         self._clock = clock
         try:
             certificates = [x509.load_der_x509_certificate(a.certificate) for a in authorities]
-            key = serialization.load_der_private_key(authorities[-1].key, None)
+            key = serialization.load_der_private_key(authorities[issuing].key, None)
         except (ValueError, TypeError):
             raise StartupError("the certificate authority in the keystore is damaged") from None
-        self._certificate = certificates[-1]
+        self._certificate = certificates[issuing]
         if (
             not isinstance(key, ec.EllipticCurvePrivateKey)
             or key.public_key() != self._certificate.public_key()
@@ -86,6 +92,15 @@ class EmbeddedAuthority:
         """The certificates to trust, newest first."""
         return self._bundle
 
+    @property
+    def issuer_key_id(self) -> bytes:
+        """The subject key identifier of the certificate that signs."""
+        return self._issuer.digest
+
+    @property
+    def _issuer(self) -> x509.SubjectKeyIdentifier:
+        return self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+
     def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
         """Sign a leaf; raise CERTIFICATE_REQUEST_INVALID."""
         public = read_request(request)
@@ -100,7 +115,6 @@ class EmbeddedAuthority:
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if profile.server:
             usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
-        issuer = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
         leaf = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -115,7 +129,7 @@ class EmbeddedAuthority:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer.value),
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._issuer),
                 critical=False,
             )
             .sign(self._key, hashes.SHA256())
@@ -125,6 +139,81 @@ class EmbeddedAuthority:
             leaf.serial_number,
             int(leaf.not_valid_after_utc.timestamp()),
         )
+
+
+class KeystoreAuthority:
+    """CertificateAuthority over a keystore: what it trusts and what signs may be replaced."""
+
+    def __init__(self, keystore: Keystore, clock: Clock = utc_now) -> None:
+        """Load the keys; raise StartupError when they cannot be used."""
+        self._keystore = keystore
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._now = self._load()
+
+    @property
+    def bundle_pem(self) -> bytes:
+        """The certificates to trust, newest first."""
+        return self._now.bundle_pem
+
+    @property
+    def issuer_key_id(self) -> bytes:
+        """The subject key identifier of the certificate that signs."""
+        return self._now.issuer_key_id
+
+    def authorities(self) -> list[TrustedAuthority]:
+        """The authorities, newest first."""
+        content = self._keystore.content
+        found = [
+            TrustedAuthority(
+                x509.load_der_x509_certificate(a.certificate).public_bytes(
+                    serialization.Encoding.PEM
+                ),
+                _state(place, content.issuing),
+            )
+            for place, a in enumerate(content.authorities)
+        ]
+        return found[::-1]
+
+    def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
+        """Sign a leaf; raise CERTIFICATE_REQUEST_INVALID."""
+        return self._now.issue(profile, request)
+
+    def announce(self) -> None:
+        """Make the next authority unless there is one; raise KEYSTORE_UNAVAILABLE."""
+        with self._lock:
+            content = self._keystore.content
+            if content.issuing == len(content.authorities) - 1:
+                made = new_authority(content.trust_domain, self._clock())
+                self._put((*content.authorities, made), content.issuing)
+
+    def adopt(self) -> None:
+        """Sign with the newest authority; raise KEYSTORE_UNAVAILABLE."""
+        with self._lock:
+            content = self._keystore.content
+            if content.issuing != len(content.authorities) - 1:
+                self._put(content.authorities, len(content.authorities) - 1)
+
+    def drop(self) -> None:
+        """Forget the authorities before the one that signs; raise KEYSTORE_UNAVAILABLE."""
+        with self._lock:
+            content = self._keystore.content
+            if content.issuing:
+                self._put(content.authorities[content.issuing :], 0)
+
+    def _put(self, authorities: tuple[Authority, ...], issuing: int) -> None:
+        self._keystore.put_authorities(authorities, issuing)
+        self._now = self._load()
+
+    def _load(self) -> EmbeddedAuthority:
+        content = self._keystore.content
+        return EmbeddedAuthority(content.authorities, self._clock, content.issuing)
+
+
+def _state(place: int, issuing: int) -> AuthorityState:
+    if place == issuing:
+        return "issuing"
+    return "next" if place > issuing else "leaving"
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -59,12 +59,16 @@ class Kek:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the keystore holds. `keks`: versions, lowest first, by `tenant/purpose`."""
+    """What the keystore holds. `keks`: versions, lowest first, by `tenant/purpose`.
+
+    All `authorities` are trusted, oldest first; the one at the place `issuing` signs.
+    """
 
     deployment: str
     trust_domain: str
     authorities: tuple[Authority, ...]
     keks: dict[str, tuple[Kek, ...]] = field(default_factory=dict)
+    issuing: int = 0
 
 
 class Keystore:
@@ -123,6 +127,11 @@ class Keystore:
             kept = tuple(kek for kek in existing if kek.version >= below) or existing[-1:]
             if kept != existing:
                 self._put_keks(tenant, purpose, kept)
+
+    def put_authorities(self, authorities: tuple[Authority, ...], issuing: int) -> None:
+        """Replace the authorities; raise KEYSTORE_UNAVAILABLE."""
+        with self._lock:
+            self._put(replace(self._content, authorities=authorities, issuing=issuing))
 
     def _put_keks(self, tenant: str, purpose: str, keks: tuple[Kek, ...]) -> tuple[Kek, ...]:
         self._put(replace(self._content, keks={**self._content.keks, f"{tenant}/{purpose}": keks}))
@@ -250,6 +259,7 @@ def _seal(sealer: ObjectSealer, content: Content) -> bytes:
         "authorities": [
             {"key": _text(a.key), "certificate": _text(a.certificate)} for a in content.authorities
         ],
+        "issuing": content.issuing,
         "keks": {
             name: [{"version": k.version, "made": k.made, "key": _text(k.key)} for k in keks]
             for name, keks in content.keks.items()
@@ -269,8 +279,11 @@ def _parse(document: dict[str, Any]) -> Content:
             Authority(_bytes(a["key"]), _bytes(a["certificate"])) for a in document["authorities"]
         ),
         keks={name: read_keks(keks) for name, keks in document["keks"].items()},
+        issuing=int(document.get("issuing", len(document["authorities"]) - 1)),
     )
-    if not content.authorities or not all(map(_is_whole, content.keks.values())):
+    if not 0 <= content.issuing < len(content.authorities) or not all(
+        map(_is_whole, content.keks.values())
+    ):
         raise ValueError("incomplete")
     return content
 

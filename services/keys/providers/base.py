@@ -101,12 +101,49 @@ class Issued:
     not_after: int
 
 
+AuthorityState = Literal["next", "issuing", "leaving"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedAuthority:
+    """An authority of the trust bundle: its certificate (PEM), and where it stands.
+
+    `next` is trusted and signs nothing yet, `issuing` signs, `leaving` signs nothing any more.
+    """
+
+    certificate_pem: bytes
+    state: AuthorityState
+
+
 class CertificateAuthority(Protocol):
-    """Signs certificates with names that the service decided on."""
+    """Signs certificates with names that the service decided on.
+
+    An authority is replaced in three steps, so that nobody meets a certificate of an authority that
+    they do not trust: `announce` the next one, `adopt` it once everybody has the bundle, `drop` the
+    old one once everybody has a certificate of the new one. When to take which step is not decided
+    here. Each step is durable when it returns, and one that is done already changes nothing, so it
+    may be taken again after a crash.
+    """
 
     @property
     def bundle_pem(self) -> bytes:
-        """The certificates to trust, PEM; several while an authority is replaced."""
+        """The certificates to trust, PEM, newest first; several while an authority is replaced."""
+
+    @property
+    def issuer_key_id(self) -> bytes:
+        """The subject key identifier of what signs: the authority key identifier of new leaves."""
+
+    def authorities(self) -> list[TrustedAuthority]:
+        """Return the authorities of the bundle, newest first; one of them is `issuing`."""
 
     def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
         """Sign the request's public key under the names of the profile and no others."""
+
+    def announce(self) -> None:
+        """Make the next authority and put it into the bundle, unless there is one."""
+
+    def adopt(self) -> None:
+        """Sign with the next authority, if there is one; the one that signed is leaving."""
+
+    def drop(self) -> None:
+        """Trust those that are leaving no more, and destroy their keys."""

@@ -13,7 +13,7 @@ from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.seal.rootkey import UnlockSecret, new_identity
 from services.keys import files, keystore
-from services.keys.authority import new_authority, utc_now
+from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.keystore import ROOT_FILE, SEALED_FILE, Content, Keystore, open_or_create
 
 SECRET = UnlockSecret(new_identity())
@@ -112,6 +112,21 @@ def test_versions_survive(tmp_path: Path) -> None:
     second.close()
 
 
+def test_authorities_survive(store: Path) -> None:
+    reopened = opened(store)
+    ca = KeystoreAuthority(reopened)
+    ca.announce()
+    reopened.close()
+    for step in ("adopt", "drop", "announce"):
+        again = opened(store, first=never)
+        assert again.content == reopened.content
+        ca = KeystoreAuthority(again)
+        getattr(ca, step)()
+        again.close()
+        reopened = again
+    assert [one.state for one in ca.authorities()] == ["next", "issuing"]
+
+
 def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before keys had numbered versions, a list of keys stood for each name."""
     reopened = opened(store)
@@ -120,6 +135,7 @@ def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.Mon
 
     def first(document: dict[str, Any]) -> str:
         old = {name: [k["key"] for k in keks] for name, keks in document["keks"].items()}
+        document = {name: value for name, value in document.items() if name != "issuing"}
         return str(real({**document, "version": 1, "keks": old}))
 
     monkeypatch.setattr(keystore.json, "dumps", first)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from cryptography.x509.verification import PolicyBuilder, Store
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.identity import parse_identity
@@ -21,8 +21,13 @@ from sealward.kit.tls import make_csr, new_key
 from sealward.seal.context import EncryptionContext
 from sealward.seal.objects import seal_object
 from sealward.seal.rootkey import UnlockSecret, new_identity
-from services.keys.authority import EmbeddedAuthority, new_authority, utc_now
-from services.keys.keystore import Authority, Content, open_or_create
+from services.keys.authority import (
+    EmbeddedAuthority,
+    KeystoreAuthority,
+    new_authority,
+    utc_now,
+)
+from services.keys.keystore import Authority, Content, Keystore, open_or_create
 from services.keys.profiles import (
     Lives,
     identity_to_certify,
@@ -30,7 +35,7 @@ from services.keys.profiles import (
     parse_pem_request,
     profile_of,
 )
-from services.keys.providers.base import MAX_REWRAP, BranchKeys
+from services.keys.providers.base import MAX_REWRAP, BranchKeys, CertificateAuthority
 from services.keys.providers.embedded import EmbeddedBranchKeys
 
 TD = "sealward.local"
@@ -38,16 +43,21 @@ SESSION = EncryptionContext("default", "session", "epoch-1")
 LIVES = Lives(service=3600, user=86_400)
 
 
-@pytest.fixture(params=["embedded"])
-def provider(tmp_path: Path) -> Iterator[BranchKeys]:
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Keystore]:
     secret = UnlockSecret(new_identity())
     store, _ = open_or_create(
         tmp_path,
         lambda _creating: secret,
         lambda deployment: Content(deployment, TD, (new_authority(TD, utc_now()),)),
     )
-    yield EmbeddedBranchKeys(store)
+    yield store
     store.close()
+
+
+@pytest.fixture(params=["embedded"])
+def provider(store: Keystore) -> BranchKeys:
+    return EmbeddedBranchKeys(store)
 
 
 def reason(provider: BranchKeys, context: EncryptionContext, wrapped: bytes) -> Reason:
@@ -320,6 +330,77 @@ def test_an_authority_whose_parts_do_not_match_is_refused() -> None:
     for broken in (Authority(one.key, other.certificate), Authority(b"x", one.certificate)):
         with pytest.raises(StartupError, match="damaged"):
             EmbeddedAuthority((broken,))
+
+
+# --- an authority is replaced ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=["embedded"])
+def rotating(store: Keystore) -> CertificateAuthority:
+    return KeystoreAuthority(store)
+
+
+def states(ca: CertificateAuthority) -> list[str]:
+    found = ca.authorities()
+    assert b"".join(one.certificate_pem for one in found) == ca.bundle_pem
+    return [one.state for one in found]
+
+
+def issued_by(ca: CertificateAuthority) -> x509.Certificate:
+    """Issue a leaf; it is signed by the authority that says so, and by no other of the bundle."""
+    issued = ca.issue(
+        profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), make_csr(new_key(), "x")
+    )
+    leaf = x509.load_pem_x509_certificate(issued.chain_pem)
+    (signs,) = (one for one in ca.authorities() if one.state == "issuing")
+    leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(signs.certificate_pem))
+    key_id = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    assert key_id.key_identifier == ca.issuer_key_id
+    return leaf
+
+
+def accepts(ca: CertificateAuthority, leaf: x509.Certificate) -> bool:
+    trusted = Store(x509.load_pem_x509_certificates(ca.bundle_pem))
+    try:
+        PolicyBuilder().store(trusted).build_client_verifier().verify(leaf, [])
+    except VerificationError:
+        return False
+    return True
+
+
+def test_an_authority_is_replaced_in_three_steps(rotating: CertificateAuthority) -> None:
+    ca = rotating
+    first = issued_by(ca)
+    assert states(ca) == ["issuing"]
+    for _ in range(2):
+        ca.announce()
+        assert states(ca) == ["next", "issuing"]
+        assert issued_by(ca).issuer == first.issuer
+    before = ca.issuer_key_id
+    for _ in range(2):
+        ca.adopt()
+        assert states(ca) == ["issuing", "leaving"]
+    assert ca.issuer_key_id != before
+    second = issued_by(ca)
+    assert accepts(ca, first)
+    assert accepts(ca, second)
+    for _ in range(2):
+        ca.drop()
+        assert states(ca) == ["issuing"]
+    assert not accepts(ca, first)
+    assert accepts(ca, second)
+    ca.announce()
+    assert accepts(ca, issued_by(ca))
+
+
+def test_steps_without_the_one_before_change_nothing(rotating: CertificateAuthority) -> None:
+    bundle, key_id = rotating.bundle_pem, rotating.issuer_key_id
+    rotating.adopt()
+    rotating.drop()
+    assert (rotating.bundle_pem, rotating.issuer_key_id) == (bundle, key_id)
+    rotating.announce()
+    rotating.drop()
+    assert states(rotating) == ["next", "issuing"]
 
 
 def request_with(key: object, *, name: str = "x") -> x509.CertificateSigningRequest:
