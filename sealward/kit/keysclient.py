@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,9 +24,7 @@ from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
 from sealward.seal.errors import LeaseExpiredError, SealBrokenError
 from sealward.seal.lease import Lease, LeasedKey
-
-if TYPE_CHECKING:
-    from sealward.seal.objects import ObjectSealer
+from sealward.seal.objects import ObjectSealer
 
 _TIMEOUT_SECONDS = 5.0
 _FIRST_RETRY = 0.5
@@ -168,9 +166,6 @@ class BranchKey:
         key = self.use(size)
         sealer = self._sealer
         if sealer is None:
-            # Loading the format's library takes a third of a second: only who seals objects pays.
-            from sealward.seal.objects import ObjectSealer
-
             sealer = self._sealer = ObjectSealer(key)
         return sealer
 

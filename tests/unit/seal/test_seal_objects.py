@@ -7,60 +7,25 @@ import subprocess
 import sys
 from typing import Any
 
-import aws_encryption_sdk
 import pytest
-from aws_encryption_sdk.identifiers import (
-    Algorithm,
-    CommitmentPolicy,
-    EncryptionKeyType,
-    WrappingAlgorithm,
-)
-from aws_encryption_sdk.internal.crypto.wrapping_keys import WrappingKey
-from aws_encryption_sdk.key_providers.raw import RawMasterKey, RawMasterKeyProvider
+from aws_encryption_sdk.exceptions import MasterKeyProviderError
+from aws_encryption_sdk.identifiers import Algorithm, CommitmentPolicy
+from aws_encryption_sdk.internal.formatting import serialize
 
+from sealward.seal import esdk
 from sealward.seal.context import KEY_SCHEMA, OBJECT_SCHEMA, EncryptionContext
 from sealward.seal.errors import ContextError, SealBrokenError
-from sealward.seal.objects import (
-    BRANCH_KEY_NAME,
-    FRAME_BYTES,
-    PROVIDER_ID,
-    ObjectSealer,
-    open_object,
-    seal_object,
-)
+from sealward.seal.esdk import MAX_FRAME_BYTES
+from sealward.seal.objects import FRAME_BYTES, ObjectSealer, open_object, seal_object
+from tests.support.esdk import FORBID, REQUIRE, sdk_open, sdk_seal
 
 KEY = bytes(range(32))
 CONTEXT = EncryptionContext("default", "model", "breast-cancer@1")
+PAIRS = dict(CONTEXT.pairs(OBJECT_SCHEMA))
+SIZES = [0, 1, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 2 * FRAME_BYTES, 300_000]
 
 
-def master_key(key: bytes = KEY, name: str = BRANCH_KEY_NAME) -> Any:
-    return RawMasterKey(
-        key_id=name.encode(),
-        provider_id=PROVIDER_ID,
-        wrapping_key=WrappingKey(
-            wrapping_algorithm=WrappingAlgorithm.AES_256_GCM_IV12_TAG16_NO_PADDING,
-            wrapping_key=key,
-            wrapping_key_type=EncryptionKeyType.SYMMETRIC,
-        ),
-    )
-
-
-def foreign_message(
-    algorithm: Any, policy: Any, *, context: dict[str, str] | None = None, frame: int = FRAME_BYTES
-) -> bytes:
-    """A message made by the library itself, around our rules."""
-    client = aws_encryption_sdk.EncryptionSDKClient(commitment_policy=policy)
-    sealed, _ = client.encrypt(
-        source=b"plain",
-        key_provider=master_key(),
-        encryption_context=dict(CONTEXT.pairs(OBJECT_SCHEMA)) if context is None else context,
-        algorithm=algorithm,
-        frame_length=frame,
-    )
-    return bytes(sealed)
-
-
-@pytest.mark.parametrize("size", [0, 1, FRAME_BYTES - 1, FRAME_BYTES, FRAME_BYTES + 1, 300_000])
+@pytest.mark.parametrize("size", SIZES)
 def test_opens_what_it_sealed(size: int) -> None:
     plaintext = os.urandom(size)
     sealed = seal_object(KEY, CONTEXT, plaintext)
@@ -72,20 +37,33 @@ def test_is_version_2_suite_0478() -> None:
     assert seal_object(KEY, CONTEXT, b"plain")[:3] == b"\x02\x04\x78"
 
 
-def test_the_library_alone_opens_it() -> None:
-    client = aws_encryption_sdk.EncryptionSDKClient(
-        commitment_policy=CommitmentPolicy.REQUIRE_ENCRYPT_REQUIRE_DECRYPT
-    )
-    plaintext, header = client.decrypt(
-        source=seal_object(KEY, CONTEXT, b"plain"), key_provider=master_key()
-    )
-    assert plaintext == b"plain"
+@pytest.mark.parametrize("size", SIZES)
+def test_the_sdk_opens_it(size: int) -> None:
+    plaintext = os.urandom(size)
+    opened, header = sdk_open(KEY, seal_object(KEY, CONTEXT, plaintext))
+    assert opened == plaintext
     assert header.encryption_context == {
         "tenant": "default",
         "purpose": "model",
         "resource": "breast-cancer@1",
         "schema": "sealward/object/v1",
     }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("frame", [128, 4096, FRAME_BYTES, MAX_FRAME_BYTES])
+def test_what_the_sdk_sealed_opens(size: int, frame: int) -> None:
+    plaintext = os.urandom(size if frame > 128 else min(size, 1024))
+    assert open_object(KEY, CONTEXT, sdk_seal(KEY, PAIRS, plaintext, frame=frame)) == plaintext
+
+
+def test_it_is_the_same_as_the_sdk_makes() -> None:
+    """Same sizes, same fixed bytes; only ids, IV, keys and tags are drawn anew."""
+    ours, theirs = seal_object(KEY, CONTEXT, bytes(70_000)), sdk_seal(KEY, PAIRS, bytes(70_000))
+    assert len(ours) == len(theirs)
+    context = ours.index(b"\x00\x04\x00\x07purpose")
+    assert ours[35:context] == theirs[35:context]
+    assert ours[context:].partition(b"branch")[0] == theirs[context:].partition(b"branch")[0]
 
 
 @pytest.mark.parametrize(
@@ -102,14 +80,20 @@ def test_another_context_is_refused(other: EncryptionContext) -> None:
         open_object(KEY, CONTEXT, seal_object(KEY, other, b"plain"))
 
 
-def test_a_context_with_more_or_less_in_it_is_refused() -> None:
-    strict = CommitmentPolicy.REQUIRE_ENCRYPT_REQUIRE_DECRYPT
-    suite = Algorithm.AES_256_GCM_HKDF_SHA512_COMMIT_KEY
-    pairs = dict(CONTEXT.pairs(OBJECT_SCHEMA))
-    assert open_object(KEY, CONTEXT, foreign_message(suite, strict)) == b"plain"
-    for wrong in ({**pairs, "extra": "1"}, {k: v for k, v in pairs.items() if k != "tenant"}):
-        with pytest.raises(SealBrokenError):
-            open_object(KEY, CONTEXT, foreign_message(suite, strict, context=wrong))
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        {**PAIRS, "extra": "1"},
+        {k: v for k, v in PAIRS.items() if k != "tenant"},
+        {**PAIRS, "tenant": ""},
+        {},
+    ],
+)
+def test_a_context_with_more_or_less_in_it_is_refused(pairs: dict[str, str]) -> None:
+    sealed = sdk_seal(KEY, pairs, b"plain")
+    assert sdk_open(KEY, sealed)[0] == b"plain"
+    with pytest.raises(SealBrokenError):
+        open_object(KEY, CONTEXT, sealed)
 
 
 def test_another_key_is_refused() -> None:
@@ -130,56 +114,69 @@ def test_another_key_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "policy"),
+    ("suite", "policy"),
     [
-        # Not committing: one ciphertext could be made for two keys.
-        (
-            Algorithm.AES_256_GCM_IV12_TAG16_HKDF_SHA256,
-            CommitmentPolicy.FORBID_ENCRYPT_ALLOW_DECRYPT,
-        ),
-        (Algorithm.AES_256_GCM_IV12_TAG16, CommitmentPolicy.FORBID_ENCRYPT_ALLOW_DECRYPT),
-        # Committing, but another suite than ours.
-        (
-            Algorithm.AES_256_GCM_HKDF_SHA512_COMMIT_KEY_ECDSA_P384,
-            CommitmentPolicy.REQUIRE_ENCRYPT_REQUIRE_DECRYPT,
-        ),
+        # Not committing: one ciphertext could be made for two keys. 0x0178, 0x0078, 0x0378.
+        (Algorithm.AES_256_GCM_IV12_TAG16_HKDF_SHA256, FORBID),
+        (Algorithm.AES_256_GCM_IV12_TAG16, FORBID),
+        (Algorithm.AES_256_GCM_IV12_TAG16_HKDF_SHA384_ECDSA_P384, FORBID),
+        # Committing, but another suite than ours. 0x0578.
+        (Algorithm.AES_256_GCM_HKDF_SHA512_COMMIT_KEY_ECDSA_P384, REQUIRE),
     ],
 )
-def test_another_suite_is_refused(algorithm: Any, policy: Any) -> None:
-    with pytest.raises(SealBrokenError):
-        open_object(KEY, CONTEXT, foreign_message(algorithm, policy))
-
-
-def test_an_unframed_message_is_refused() -> None:
-    sealed = foreign_message(
-        Algorithm.AES_256_GCM_HKDF_SHA512_COMMIT_KEY,
-        CommitmentPolicy.REQUIRE_ENCRYPT_REQUIRE_DECRYPT,
-        frame=0,
-    )
+def test_another_suite_is_refused(suite: Any, policy: Any) -> None:
+    sealed = sdk_seal(KEY, PAIRS, b"plain", suite=suite, policy=policy)
+    assert sdk_open(KEY, sealed, policy=CommitmentPolicy.REQUIRE_ENCRYPT_ALLOW_DECRYPT)
     with pytest.raises(SealBrokenError):
         open_object(KEY, CONTEXT, sealed)
 
 
-def test_two_data_keys_are_refused() -> None:
-    class TwoKeys(RawMasterKeyProvider):  # type: ignore[misc]
-        provider_id = PROVIDER_ID
+@pytest.mark.parametrize("suite", [b"\x01\x78", b"\x00\x78", b"\x05\x78", b"\x03\x78"])
+def test_a_downgraded_header_is_refused(suite: bytes) -> None:
+    sealed = seal_object(KEY, CONTEXT, b"plain")
+    for start in (b"\x02" + suite, b"\x01\x80" + suite, b"\x01" + suite):
+        with pytest.raises(SealBrokenError):
+            open_object(KEY, CONTEXT, start + sealed[3:])
 
-        def _get_raw_key(self, key_id: bytes) -> Any:
-            return master_key(KEY if key_id == b"branch" else bytes(32)).config.wrapping_key
 
-    provider = TwoKeys()
-    provider.add_master_key(b"branch")
-    provider.add_master_key(b"second")
-    client = aws_encryption_sdk.EncryptionSDKClient()
-    sealed, header = client.encrypt(
-        source=b"plain",
-        key_provider=provider,
-        encryption_context=dict(CONTEXT.pairs(OBJECT_SCHEMA)),
-        algorithm=Algorithm.AES_256_GCM_HKDF_SHA512_COMMIT_KEY,
-    )
-    assert len(header.encrypted_data_keys) == 2
+@pytest.mark.parametrize("frame", [0, MAX_FRAME_BYTES + 128])
+def test_an_unframed_message_and_frames_too_large_are_refused(frame: int) -> None:
+    sealed = sdk_seal(KEY, PAIRS, b"plain", frame=frame)
+    assert sdk_open(KEY, sealed)[0] == b"plain"
     with pytest.raises(SealBrokenError):
-        open_object(KEY, CONTEXT, bytes(sealed))
+        open_object(KEY, CONTEXT, sealed)
+
+
+@pytest.mark.parametrize("keys", [2, 100])
+def test_more_than_one_data_key_is_refused(keys: int) -> None:
+    sealed = sdk_seal(KEY, PAIRS, b"plain", others=keys - 1)
+    opened, header = sdk_open(KEY, sealed)
+    assert (opened, len(header.encrypted_data_keys)) == (b"plain", keys)
+    with pytest.raises(SealBrokenError):
+        open_object(KEY, CONTEXT, sealed)
+
+
+def test_the_commitment_counts_though_the_header_is_authentic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever holds the data key can authenticate any header, so the tag is not enough."""
+    derive = esdk._derive
+    monkeypatch.setattr(esdk, "_derive", lambda *parts: (derive(*parts)[0], bytes(32)))
+    sealed = seal_object(KEY, CONTEXT, b"plain")
+    assert open_object(KEY, CONTEXT, sealed) == b"plain"
+    monkeypatch.undo()
+    with pytest.raises(SealBrokenError):
+        open_object(KEY, CONTEXT, sealed)
+    with pytest.raises(MasterKeyProviderError, match="commitment"):
+        sdk_open(KEY, sealed)
+
+
+def test_a_frame_has_the_iv_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serialize, "frame_iv", lambda _suite, number: bytes(8) + b"%04d" % number)
+    sealed = sdk_seal(KEY, PAIRS, b"plain")
+    assert sdk_open(KEY, sealed)[0] == b"plain"
+    with pytest.raises(SealBrokenError):
+        open_object(KEY, CONTEXT, sealed)
 
 
 def test_every_flipped_byte_is_refused() -> None:
@@ -200,17 +197,45 @@ def test_every_truncation_is_refused() -> None:
             sealer.open(CONTEXT, sealed[:length])
 
 
-def test_frames_cannot_be_dropped_or_swapped() -> None:
-    sealed = seal_object(KEY, CONTEXT, bytes(FRAME_BYTES) + b"\x01" * FRAME_BYTES + b"end")
-    frame = 4 + 12 + FRAME_BYTES + 16
-    tail = 4 + 4 + 12 + 4 + 3 + 16
-    head = len(sealed) - 2 * frame - tail
-    first, second = sealed[head : head + frame], sealed[head + frame : head + 2 * frame]
-    last = sealed[-tail:]
-    assert open_object(KEY, CONTEXT, sealed[:head] + first + second + last)
-    for body in (second + first + last, first + last, first + first + last, first + second):
+FRAME = 16 + FRAME_BYTES + 16
+
+
+def parts(sealed: bytes) -> tuple[bytes, list[bytes]]:
+    """A message's header, and its frames."""
+    head = ObjectSealer(KEY).header_size(CONTEXT)
+    body = sealed[head:]
+    return sealed[:head], [body[at : at + FRAME] for at in range(0, len(body), FRAME)]
+
+
+def test_frames_cannot_be_dropped_swapped_or_taken_from_elsewhere() -> None:
+    text = bytes(FRAME_BYTES) + b"\x01" * FRAME_BYTES + b"end"
+    head, (first, second, last) = parts(seal_object(KEY, CONTEXT, text))
+    _, foreign = parts(seal_object(KEY, CONTEXT, text))
+    assert open_object(KEY, CONTEXT, head + first + second + last) == text
+    for frames in (
+        (second, first, last),
+        (first, last),
+        (first, first, last),
+        (first, second),
+        (first, second, second),
+        (first, second, last, last),
+        (last,),
+        (foreign[0], second, last),
+        (first, second, foreign[2]),
+        (),
+    ):
         with pytest.raises(SealBrokenError):
-            open_object(KEY, CONTEXT, sealed[:head] + body)
+            open_object(KEY, CONTEXT, head + b"".join(frames))
+
+
+@pytest.mark.parametrize("size", [2 * FRAME_BYTES, 2 * FRAME_BYTES + 5])
+def test_a_message_cut_at_a_frame_is_refused(size: int) -> None:
+    sealed = seal_object(KEY, CONTEXT, bytes(size))
+    head = ObjectSealer(KEY).header_size(CONTEXT)
+    for frames in range(3):
+        for away in (-1, 0, 1, 40):
+            with pytest.raises(SealBrokenError):
+                open_object(KEY, CONTEXT, sealed[: head + frames * FRAME + away][: len(sealed) - 1])
 
 
 def test_bytes_after_the_message_are_refused() -> None:
@@ -221,11 +246,14 @@ def test_bytes_after_the_message_are_refused() -> None:
 
 
 def test_no_error_or_repr_shows_anything() -> None:
-    with pytest.raises(SealBrokenError) as caught:
-        open_object(KEY, CONTEXT, b"patient 4711")
-    assert str(caught.value) == "a sealed object does not open"
-    assert caught.value.__suppress_context__
-    assert repr(ObjectSealer(KEY)) == "ObjectSealer()"
+    for sealed in (b"patient 4711", seal_object(KEY, CONTEXT, b"patient 4711")[:-1] + b"\x00"):
+        with pytest.raises(SealBrokenError) as caught:
+            open_object(KEY, CONTEXT, sealed)
+        assert str(caught.value) == "a sealed object does not open"
+        assert caught.value.__context__ is None or caught.value.__suppress_context__
+    sealer = ObjectSealer(KEY)
+    assert repr(sealer) == "ObjectSealer()"
+    assert repr(sealer.begin(CONTEXT)) == "Message()"
 
 
 @pytest.mark.parametrize("size", [0, 16, 31, 33])
@@ -255,7 +283,7 @@ def test_a_wrong_context_names_its_part_and_not_its_value(
 
 
 def test_works_without_sockets_and_without_any_aws_setting() -> None:
-    """The format's library brings an AWS client: nothing of it may be asked."""
+    """It is a file format: no AWS service is asked, and no AWS library is loaded."""
     program = """
 import sys
 def refuse(event, arguments):
@@ -267,6 +295,7 @@ from sealward.seal.objects import open_object, seal_object
 context = EncryptionContext("default", "model", "x")
 sealed = seal_object(bytes(32), context, b"plain")
 assert open_object(bytes(32), context, sealed) == b"plain"
+assert not {"boto3", "botocore", "aws_encryption_sdk"} & set(sys.modules)
 print("opened")
 """
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
