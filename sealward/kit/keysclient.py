@@ -7,6 +7,7 @@ for that, so nobody has to restart anything.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from sealward.seal.lease import Lease, LeasedKey
 from sealward.seal.objects import ObjectSealer
 
 _TIMEOUT_SECONDS = 5.0
+_SHORTEST_TIMEOUT = 0.1
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 15.0
 _IDLE_SECONDS = 60.0
@@ -258,7 +260,7 @@ class KeyRing:
     def _renew(self, branch: BranchKey) -> None:
         asked = self._clock()
         try:
-            key, lease = self._source.open(branch.context, branch.wrapped, _TIMEOUT_SECONDS)
+            key, lease = self._source.open(branch.context, branch.wrapped, self._patience(asked))
         except SealwardError as error:
             if error.reason in _REFUSALS:
                 # Destroyed or taken away: that beats the time that the lease has left.
@@ -270,6 +272,12 @@ class KeyRing:
         branch.install(LeasedKey(key, lease, self._clock, asked))
         branch.next_try = asked + lease.soft_seconds
         branch.failures = 0
+
+    def _patience(self, now: float) -> float:
+        """Seconds to wait for a renewal: no key's hard limit may pass unnoticed meanwhile."""
+        with self._changed:
+            left = min((key.hard_at - now for key in self._keys if key.live), default=math.inf)
+        return max(_SHORTEST_TIMEOUT, min(_TIMEOUT_SECONDS, left))
 
     def _tell(self, ready: bool) -> None:
         if ready is not self._ready:

@@ -122,6 +122,34 @@ def test_serves_to_the_hard_limit_then_fails_closed_then_recovers() -> None:
     assert ring.told == [False, True]
 
 
+def test_a_keys_service_that_hangs_hides_no_hard_limit() -> None:
+    """While one renewal waits, the limit of another key is told in time."""
+    clock = Clock()
+
+    class Hanging(Keys):
+        hangs = False
+
+        def open(
+            self, context: EncryptionContext, wrapped: bytes, timeout: float
+        ) -> tuple[bytes, Lease]:
+            if self.hangs:
+                clock.now += timeout
+                raise SealwardError(Reason.KEYS_UNAVAILABLE, "no")
+            return super().open(context, wrapped, timeout)
+
+    keys = Hanging(Lease(300, 303, 1000, 1 << 20))
+    ring = Stepped(keys, clock)
+    first = ring.create(CONTEXT)
+    clock.now += 2
+    ring.create(CONTEXT)
+    keys.hangs = True
+    clock.now += 298
+    ring.turn()
+    assert clock.now == 1303
+    assert not first.live
+    assert ring.told == [False]
+
+
 def test_the_hard_limit_holds_without_any_turn() -> None:
     clock = Clock()
     branch = Stepped(Keys(), clock).create(CONTEXT)
