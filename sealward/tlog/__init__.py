@@ -9,5 +9,6 @@ and `cryptography` alone, so that an auditor can read and run them without the r
 - `leaf`: what an entry of our log looks like
 - `proof`, `receipt`: tlog-proof, and the receipt that leaves with an answer
 - `cose`, `cbor`: the same proof as a COSE receipt (RFC 9942)
+- `cosignature`, `witness`, `policy`: what witnesses sign, how they are asked, whose word counts
 - `logdir`: verifies a whole log
 """

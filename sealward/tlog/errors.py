@@ -66,3 +66,15 @@ class CborError(TlogError):
 
 class CoseError(TlogError):
     """A COSE receipt is malformed, or cannot be made."""
+
+
+class WitnessFormatError(TlogError):
+    """What a log asks of a witness, or what a witness answers, is malformed."""
+
+
+class PolicyError(TlogError):
+    """A policy file is malformed."""
+
+
+class PolicyUnsatisfiedError(TlogError):
+    """A checkpoint does not carry the cosignatures that a policy asks for."""

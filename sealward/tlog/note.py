@@ -4,11 +4,12 @@ A note is a text and one or more signature lines. Who signed is told by name and
 lines of unknown keys are ignored, one bad line of a known key refuses the whole note.
 
 Ed25519 (type 0x01) is built in. `Signer` and `Verifier` are open: another signature type is another
-class with the same three members, and an entry in the `types` of `parse_vkey`.
+class with the same three members, and an entry in the `types` of `parse_vkey`; cosignature.py has
+two.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
@@ -214,8 +215,35 @@ def sign_note(text: bytes, signers: Sequence[Signer]) -> bytes:
     _check_text(text)
     if not signers:
         raise NoteError("a note needs a signer")
-    lines = "".join(f"{_DASH}{s.name} {encode_base64(s.key_id + s.sign(text))}\n" for s in signers)
-    return text + b"\n" + lines.encode()
+    made = [Signature(s.name, s.key_id, s.sign(text)) for s in signers]
+    return text + b"\n" + format_signatures(made)
+
+
+def format_signatures(signatures: Iterable[Signature]) -> bytes:
+    """Return signature lines as they stand in a note."""
+    lines = (f"{_DASH}{s.name} {encode_base64(s.key_id + s.signature)}\n" for s in signatures)
+    return "".join(lines).encode()
+
+
+def parse_signatures(data: bytes) -> tuple[Signature, ...]:
+    """Take signature lines apart, without verifying anything; raises NoteError."""
+    _check_text(data)
+    lines = data.decode()[:-1].split("\n")
+    if len(lines) > MAX_SIGNATURES:
+        raise NoteError("note has too many signatures")
+    return tuple(_parse_line(line) for line in lines)
+
+
+def add_signatures(note: bytes, signatures: Iterable[Signature]) -> bytes:
+    """Return the signed note with those of the lines added that are by keys it has no line of.
+
+    Raises NoteError if the note is malformed or becomes too large.
+    """
+    there = {(line.name, line.key_id) for line in parse_note(note).signatures}
+    fresh = {(s.name, s.key_id): s for s in signatures if (s.name, s.key_id) not in there}
+    grown = note + format_signatures(fresh.values())
+    parse_note(grown)
+    return grown
 
 
 def parse_note(data: bytes) -> Note:
@@ -229,13 +257,10 @@ def parse_note(data: bytes) -> Note:
     split = data.rfind(b"\n\n")
     if split < 0:
         raise NoteError("note has no signatures")
-    text, block = data[: split + 1], data[split + 2 :].decode()
+    text, block = data[: split + 1], data[split + 2 :]
     if not block:
         raise NoteError("note has no signatures")
-    lines = block[:-1].split("\n")
-    if len(lines) > MAX_SIGNATURES:
-        raise NoteError("note has too many signatures")
-    return Note(text, tuple(_parse_line(line) for line in lines))
+    return Note(text, parse_signatures(block))
 
 
 def open_note(data: bytes, verifiers: Sequence[Verifier]) -> Note:
