@@ -143,6 +143,7 @@ class Caller:
             raise client_error(error, self._user) from None
         finally:
             self._connection.close()
+            self._core.calls.close()
 
     def ask(
         self,
@@ -157,9 +158,11 @@ class Caller:
         from sealward.client.errors import ClientError
 
         try:
-            metadata = self._core.infer_metadata(purpose, patient)
-            reply = self._connection.unary(INFER, request, metadata, timeout)
-            return Answer(request, reply.body, self._guard.answered(request, reply))
+            with self._core.call(purpose, patient) as call:
+                reply = self._connection.unary(INFER, request, call.metadata, timeout)
+                proof = self._guard.answered(request, reply)
+                call.listed.answered(proof)
+            return Answer(request, reply.body, proof)
         except ClientError as error:
             raise client_error(error, self._user) from None
         except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sealward.cli.errors import CliError
 from sealward.cli.options import DEFAULT, Dir, Json, User
 from sealward.cli.output import emit
 from sealward.cli.passwords import read_password
@@ -80,13 +81,20 @@ def start_session(
     from sealward.cli.connect import CALL_SECONDS, user_channel, user_folder
     from sealward.cli.rpc import calling
     from sealward.cli.suite import write_private
+    from sealward.client.calls import CallList
+    from sealward.client.errors import ClientError
 
     with calling("logging in"), user_channel(suite, user) as channel:
         answer = SessionServiceStub(channel).Login(
             gw.LoginRequest(user=user, password=password, new_password=new_password),
             timeout=CALL_SECONDS,
         )
-    write_private(user_folder(suite, user) / "session", answer.token.encode("ascii"))
+    folder = user_folder(suite, user)
+    write_private(folder / "session", answer.token.encode("ascii"))
+    try:
+        CallList(folder, user).learn(answer.token, answer.session_id)
+    except ClientError as error:
+        raise CliError(str(error)) from None
     if user == FIRST_ADMIN and new_password:
         suite.admin_password_file.unlink(missing_ok=True)
     return answer.token, int(answer.expires)

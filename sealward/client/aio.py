@@ -100,15 +100,17 @@ class AsyncClient:
             named = core.named_inputs(await self.model(model, version), inputs)
         assert named is not None  # noqa: S101 - the declaration is known now
         request = core.infer_request(model, version, id, named, outputs)
-        metadata = core.infer_metadata(purpose, patient)
-        reply = await self._connection.unary(calls.INFER, request, metadata, timeout)
-        if reply.code is not Code.OK:
-            error = await self._refused(request, reply)
-            if isinstance(error, InvalidRequestError):
-                core.forget_model(model, version)
-            raise error
-        proof = core.answered(request, reply)
-        await self._witness(proof)
+        try:
+            with core.call(purpose, patient) as call:
+                reply = await self._connection.unary(calls.INFER, request, call.metadata, timeout)
+                if reply.code is not Code.OK:
+                    raise await self._refused(request, reply)
+                proof = core.answered(request, reply)
+                await self._witness(proof)
+                call.listed.answered(proof)
+        except InvalidRequestError:
+            core.forget_model(model, version)
+            raise
         return core.result(reply, proof)
 
     async def settle(self) -> None:
@@ -126,6 +128,7 @@ class AsyncClient:
             _LOG.warning("%s", error)
         finally:
             await self._connection.close()
+            self._core.calls.close()
 
     async def __aenter__(self) -> Self:
         return self

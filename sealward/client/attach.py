@@ -12,10 +12,12 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
+from sealward.client.calls import ListedCall
 from sealward.client.client import Renewer
 from sealward.client.connection import Connection, Metadata, Reply, pairs
 from sealward.client.core import INFER, Core
@@ -145,28 +147,45 @@ class AttachedChannel(grpc.Channel):
         with self.connection.channel() as held:
             held.channel.unsubscribe(callback)
 
-    def metadata(self, method: str, given: Any) -> Metadata:
-        """Return the metadata of a call: the caller's own, and ours where it names none."""
-        own = pairs(given.items() if isinstance(given, dict) else given)
-        ours = (
-            self.core.infer_metadata(self._purpose, self._patient)
-            if method == INFER
-            else self.core.bearer_if_any()
-        )
-        named = {key for key, _ in own}
-        return (*own, *(item for item in ours if item[0] not in named))
+    def start(self, method: str, given: Any) -> Started:
+        """Return a call's metadata: the caller's own, and ours where it names none.
 
-    def conclude(self, method: str, request: bytes, reply: Reply) -> None:
+        A prediction is put into the list of calls, under the session and number that it goes with.
+        """
+        own = pairs(given.items() if isinstance(given, dict) else given)
+        if method == INFER:
+            token, seq = _chosen(own)
+            call = self.core.begin(self._purpose, self._patient, token=token, seq=seq)
+            ours, listed = call.metadata, call.listed
+        else:
+            ours, listed = self.core.bearer_if_any(), None
+        named = {key for key, _ in own}
+        return Started((*own, *(item for item in ours if item[0] not in named)), listed)
+
+    def conclude(self, request: bytes, reply: Reply, started: Started) -> None:
         """Check how a call ended; raise TrustError for what must not be used.
 
         A failed call passes: what it raises is tritonclient's. Its receipt must hold if it has one.
         """
-        if reply.code is not Code.OK:
-            self.guard.refused(request if method == INFER else None, reply)
-        elif method == INFER:
+        listed = started.listed
+        if listed is None:
+            self._control(reply)
+            return
+        try:
+            if reply.code is not Code.OK:
+                listed.failed(self.guard.refused(request, reply))
+                return
             proof = self.guard.answered(request, reply)
-            if self.on_verified is not None:
-                self.on_verified(proof)
+        except BaseException as error:
+            listed.failed(error)
+            raise
+        listed.answered(proof)
+        if self.on_verified is not None:
+            self.on_verified(proof)
+
+    def _control(self, reply: Reply) -> None:
+        if reply.code is not Code.OK:
+            self.guard.refused(None, reply)
         else:
             self.guard.controlled(reply)
 
@@ -189,12 +208,33 @@ class AttachedChannel(grpc.Channel):
             return
         finally:
             self.connection.close()
+            self.core.calls.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A call on its way: what it is sent with, and its place in the list of calls."""
+
+    metadata: Metadata
+    listed: ListedCall | None
+
+
+def _chosen(own: Metadata) -> tuple[str, int | None]:
+    """Return the token and the number that a caller names in its own headers."""
+    named = {key: value for key, value in own if isinstance(value, str)}
+    scheme, _, token = named.get("authorization", "").partition(" ")
+    seq = named.get("sealward-seq", "")
+    number = int(seq) if seq.isascii() and seq.isdigit() and len(seq) < 20 else None
+    if number is None and "sealward-seq" in named:
+        # Refused by the gateway; it uses up no number.
+        number = 0
+    return token if scheme.lower() == "bearer" else "", number
 
 
 class _Unary:
@@ -219,18 +259,18 @@ class _Unary:
         **kwargs: Any,
     ) -> tuple[Any, grpc.Call]:
         body = self._serialize(request)
-        sent = self._channel.metadata(self._method, metadata)
+        started = self._channel.start(self._method, metadata)
         with self._channel.connection.channel() as held:
             answer: bytes
             try:
                 answer, call = held.channel.unary_unary(self._method).with_call(
-                    body, timeout=timeout, metadata=sent, **kwargs
+                    body, timeout=timeout, metadata=started.metadata, **kwargs
                 )
             except grpc.RpcError as error:
-                self._channel.conclude(self._method, body, Reply.of_error(error))
+                self._channel.conclude(body, Reply.of_error(error), started)
                 raise
             reply = Reply(Code.OK, "", answer, pairs(call.trailing_metadata()))
-            self._channel.conclude(self._method, body, reply)
+            self._channel.conclude(body, reply, started)
         return self._deserialize(answer), call
 
     def future(
@@ -241,19 +281,19 @@ class _Unary:
         **kwargs: Any,
     ) -> _VerifiedFuture:
         body = self._serialize(request)
-        sent = self._channel.metadata(self._method, metadata)
+        started = self._channel.start(self._method, metadata)
         connection = self._channel.connection
         held = connection.hold()
         try:
             inner: Any = held.channel.unary_unary(self._method).future(
-                body, timeout=timeout, metadata=sent, **kwargs
+                body, timeout=timeout, metadata=started.metadata, **kwargs
             )
         except BaseException:
             connection.release(held)
             raise
         # The channel stays open until the call has ended, even if it is swapped meanwhile.
         inner.add_done_callback(lambda _: connection.release(held))
-        return _VerifiedFuture(self._channel, self._method, body, inner, self._deserialize)
+        return _VerifiedFuture(self._channel, started, body, inner, self._deserialize)
 
 
 class _VerifiedFuture(_Future):
@@ -265,13 +305,13 @@ class _VerifiedFuture(_Future):
     def __init__(
         self,
         channel: AttachedChannel,
-        method: str,
+        started: Started,
         request: bytes,
         inner: Any,
         deserialize: Callable[[bytes], Any],
     ) -> None:
         self._channel = channel
-        self._method = method
+        self._started = started
         self._request = request
         self._inner = inner
         self._deserialize = deserialize
@@ -296,11 +336,11 @@ class _VerifiedFuture(_Future):
                 raise grpc.FutureCancelledError
             code = inner.code()
             if code is not grpc.StatusCode.OK:
-                self._channel.conclude(self._method, self._request, Reply.of_error(inner))
+                self._conclude(Reply.of_error(inner))
                 raise inner.exception()
             answer = inner.result()
             reply = Reply(Code.OK, "", answer, pairs(inner.trailing_metadata()))
-            self._channel.conclude(self._method, self._request, reply)
+            self._conclude(reply)
             self._value = self._deserialize(answer)
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             self._complete(error)
@@ -308,6 +348,9 @@ class _VerifiedFuture(_Future):
             self._complete(_AttachedError(error))
         else:
             self._complete(None)
+
+    def _conclude(self, reply: Reply) -> None:
+        self._channel.conclude(self._request, reply, self._started)
 
     def _complete(self, error: Exception | None) -> None:
         self._error = error

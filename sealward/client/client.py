@@ -110,10 +110,11 @@ class Client:
             named = core.named_inputs(self.model(model, version), inputs)
         assert named is not None  # noqa: S101 - the declaration is known now
         request = core.infer_request(model, version, id, named, outputs)
-        metadata = core.infer_metadata(purpose, patient)
-        reply = self._connection.unary(calls.INFER, request, metadata, timeout)
         try:
-            proof = self._guard.answered(request, reply)
+            with core.call(purpose, patient) as call:
+                reply = self._connection.unary(calls.INFER, request, call.metadata, timeout)
+                proof = self._guard.answered(request, reply)
+                call.listed.answered(proof)
         except InvalidRequestError:
             core.forget_model(model, version)
             raise
@@ -135,6 +136,7 @@ class Client:
             _LOG.warning("%s", error)
         finally:
             self._connection.close()
+            self._core.calls.close()
 
     def __enter__(self) -> Self:
         return self

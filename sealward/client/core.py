@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -10,9 +11,10 @@ from numpy.typing import ArrayLike
 
 from sealward.api.gateway.v1.gateway_pb2 import LoginRequest, LoginResponse
 from sealward.client.book import CheckpointBook
+from sealward.client.calls import CallList, ListedCall
 from sealward.client.connection import Metadata, Reply
 from sealward.client.errors import CallError, ClientError
-from sealward.client.profile import Profile, Sequence
+from sealward.client.profile import Profile
 from sealward.client.status import call_error
 from sealward.client.tensors import Array, as_declared, decode_response, encode_request
 from sealward.client.verify import Proof, ReceiptVerifier, Trailers
@@ -95,14 +97,22 @@ class Refusal:
     proof: Proof | None
 
 
+@dataclass(frozen=True, slots=True)
+class NumberedCall:
+    """A prediction that is about to be sent: its metadata, and its place in the list of calls."""
+
+    metadata: Metadata
+    listed: ListedCall
+
+
 class Core:
-    """State of a client: profile, token, call numbers, checkpoints and declared models."""
+    """State of a client: profile, token, list of calls, checkpoints and declared models."""
 
     def __init__(self, profile: Profile, consistency_interval: float) -> None:
         self.profile = profile
         self.verifier = ReceiptVerifier(profile.vkeys(), profile.vkeys)
         self.book = CheckpointBook(profile, consistency_interval)
-        self._sequence = Sequence(profile.folder)
+        self.calls = CallList(profile.folder, profile.user)
         self._token = ""
         self._models: dict[tuple[str, str], ModelInfo] = {}
 
@@ -128,21 +138,41 @@ class Core:
         except ClientError:
             return ()
 
-    def infer_metadata(self, purpose: str | None, patient: str | None) -> Metadata:
-        """Return the metadata of a prediction, with the next call number of the session.
+    @contextmanager
+    def call(self, purpose: str | None, patient: str | None) -> Iterator[NumberedCall]:
+        """Number a prediction and put it into the list of calls; how it ends is listed too.
 
-        Raises ValueError for a purpose or patient reference that metadata cannot carry.
+        Raises ValueError for a purpose or patient reference that metadata cannot carry, and
+        ProfileError when the list cannot be written.
         """
+        call = self.begin(purpose, patient)
+        try:
+            yield call
+        except BaseException as error:
+            call.listed.failed(error)
+            raise
+
+    def begin(
+        self,
+        purpose: str | None,
+        patient: str | None,
+        *,
+        token: str = "",
+        seq: int | None = None,
+    ) -> NumberedCall:
+        """As `call`, for one that ends elsewhere. `token` and `seq` are what a caller chose."""
         extra = (("sealward-purpose", purpose), ("sealward-patient", patient))
         for key, value in extra:
             if value is not None and not (value.isascii() and value.isprintable()):
                 raise ValueError(f"{key} must be printable ASCII")
-        token = self.token()
-        return (
+        token = token or self.token()
+        listed = self.calls.begin(token, seq)
+        metadata = (
             ("authorization", f"Bearer {token}"),
-            ("sealward-seq", str(self._sequence.next(token))),
+            ("sealward-seq", str(listed.seq)),
             *((key, value) for key, value in extra if value is not None),
         )
+        return NumberedCall(metadata, listed)
 
     def login_request(self, password: str, new_password: str) -> bytes:
         """Return the serialised request of a login."""
@@ -159,6 +189,7 @@ class Core:
         if not response.token:
             raise ClientError("the answer to the login is not a well-formed message")
         self.profile.keep_token(response.token)
+        self.calls.learn(response.token, response.session_id)
         self._token = response.token
         return Session(response.session_id, response.expires, response.idle_seconds)
 

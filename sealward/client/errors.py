@@ -27,9 +27,9 @@ class CallError(ClientError):
 
     `code` is the gRPC status. `reason` is the stable name from Sealward's list, such as
     `POLICY_DENIED`, empty when the error comes from the transport. `field` is the path of the field
-    that was wrong. `event_id` and `log_index` say where the refusal is recorded and `receipt`
-    proves it (verified; None where the call got none: nothing was released). `outcome` is `denied`
-    or `failed` where a receipt says so. `retry_after` is in seconds.
+    that was wrong. `event_id`, `log_index` and `origin` (the log's name) say where the refusal is
+    recorded and `receipt` proves it (verified; None where the call got none: nothing was released).
+    `outcome` is `denied` or `failed` where a receipt says so. `retry_after` is in seconds.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class CallError(ClientError):
         log_index: int | None = None,
         receipt: bytes | None = None,
         outcome: str = "",
+        origin: str = "",
         retry_after: float | None = None,
     ) -> None:
         super().__init__(f"{reason or code.name}: {message}")
@@ -56,6 +57,7 @@ class CallError(ClientError):
         self.log_index = log_index
         self.receipt = receipt
         self.outcome = outcome
+        self.origin = origin
         self.retry_after = retry_after
 
 

@@ -2,8 +2,8 @@
 
     ca.pem cert.pem key.pem log.vkey profile.json     written by whoever issues the profile
     session                                           token of `login`
-    sequence                                          number of the last call in that session
     checkpoint                                        last verified checkpoint of the log
+    calls.ndjson calls-*.ndjson sequence              list of the own calls, see calls.py
 
 All are 0600 in a folder of 0700. What the client writes, it writes to a temporary file and renames,
 so that a reader sees all of it or none.
@@ -11,7 +11,6 @@ so that a reader sees all of it or none.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -103,9 +102,8 @@ class Profile:
         """Keep the session token; an empty one forgets it."""
         if token:
             write_private(self.folder / "session", token.encode())
-            return
-        for name in ("session", "sequence"):
-            (self.folder / name).unlink(missing_ok=True)
+        else:
+            (self.folder / "session").unlink(missing_ok=True)
 
     def checkpoints(self) -> dict[str, Seen]:
         """Return the last verified checkpoint of each log (by origin); raises ProfileError.
@@ -142,33 +140,6 @@ class Profile:
         # Not synced: losing the newest one in a power loss costs the memory of a moment, while a
         # sync would cost every call.
         write_private(path, seen.note, sync=False)
-
-
-class Sequence:
-    """Numbers the calls of a session, from 1, across every process that shares the profile.
-
-    The count lives in the file `sequence` under a lock: 8 bytes that tell the session and 8 bytes
-    of count. Needs file locks (POSIX).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "sequence"
-
-    def next(self, token: str) -> int:
-        """Return the number of the next call in the session of this token; raises ProfileError."""
-        session = sha256(b"sealward/sequence/v1\n" + token.encode()).digest()[:8]
-        try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            raise ProfileError(f"{self._path} cannot be written") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            held = os.pread(descriptor, 16, 0)
-            count = int.from_bytes(held[8:], "big") if held[:8] == session else 0
-            os.pwrite(descriptor, session + (count + 1).to_bytes(8, "big"), 0)
-        finally:
-            os.close(descriptor)
-        return count + 1
 
 
 def write_private(path: Path, data: bytes, *, sync: bool = True) -> None:

@@ -57,6 +57,7 @@ def call_error(
         log_index=proof.log_index if proof else trailers.log_index,
         receipt=proof.receipt if proof else None,
         outcome=proof.outcome if proof else "",
+        origin=proof.origin if proof else "",
         retry_after=delay,
     )
 

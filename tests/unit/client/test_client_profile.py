@@ -19,7 +19,7 @@ from sealward.client import (
     ProfileError,
     WrongReceiptError,
 )
-from sealward.client.profile import Profile, Sequence
+from sealward.client.profile import Profile
 from sealward.client.renewal import Renewal
 from sealward.client.tensors import as_declared, decode_response, encode_request
 from sealward.kit.tls import load_material
@@ -75,7 +75,6 @@ def test_login_keeps_the_token_and_logout_forgets_it(folder: Path) -> None:
         with pytest.raises(NotLoggedInError):
             client.infer("m", ROWS)
     assert not (folder / "session").exists()
-    assert not (folder / "sequence").exists()
 
 
 def test_a_control_call_proves_that_it_was_recorded(gateway: GatewayDouble, folder: Path) -> None:
@@ -99,15 +98,6 @@ def test_async_login(folder: Path) -> None:
             await client.logout()
 
     asyncio.run(run())
-
-
-def test_calls_are_numbered_by_session_across_processes(folder: Path) -> None:
-    one, two = Sequence(folder), Sequence(folder)
-    assert [one.next(TOKEN), two.next(TOKEN), one.next(TOKEN)] == [1, 2, 3]
-    assert two.next("another session") == 1
-    assert one.next(TOKEN) == 1
-    assert (folder / "sequence").stat().st_mode & 0o777 == 0o600
-    assert TOKEN.encode() not in (folder / "sequence").read_bytes()
 
 
 def test_the_declaration_is_fetched_once(gateway: GatewayDouble, folder: Path) -> None:
