@@ -18,7 +18,7 @@ from sealward.kit.seam import Call
 from sealward.kit.wire import WireError, oip_head
 from services.gateway.events import Event, Run
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
-from services.gateway.policy import Decision, Policy
+from services.gateway.policy import Decision, Facts, Policy
 from services.gateway.purposes import purpose_of
 from services.gateway.session import Session, token_hash
 
@@ -117,7 +117,10 @@ class Admission:
             raise _field("model_version")
         flight.model, flight.version = model, version
         flight.purpose = purpose_of(headers.purpose, session.roles)
-        flight.decision = self._policy.decide(session.roles, "ModelInfer", model, flight.purpose)
+        facts = Facts(session.user, call.peer.identity.kind, patient=bool(headers.patient))
+        flight.decision = self._policy.decide(
+            session.roles, "ModelInfer", model, flight.purpose, facts
+        )
         if not flight.decision.permitted:
             raise SealwardError(
                 Reason.POLICY_DENIED, "no rule permits this role this model for this purpose"

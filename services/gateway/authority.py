@@ -13,7 +13,7 @@ from sealward.kit.identity import Identity
 from sealward.kit.reasons import Reason
 from services.gateway.admission import Sessions
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
-from services.gateway.policy import Decision, Policy
+from services.gateway.policy import Decision, Facts, Policy
 from services.gateway.session import Session, token_hash
 
 ADMINISTRATOR_RULE = "local-administrator"
@@ -59,7 +59,8 @@ class Authority:
         caller = note(call, Caller(call.peer.identity, session))
         headers = read_headers(call.metadata)
         rpc = call.method.rsplit("/", 1)[1]
-        decision = self._policy.decide(session.roles, rpc, model, headers.purpose)
+        facts = Facts(session.user, call.peer.identity.kind, patient=bool(headers.patient))
+        decision = self._policy.decide(session.roles, rpc, model, headers.purpose, facts)
         caller = note(call, Caller(call.peer.identity, session, decision, headers))
         if not decision.permitted:
             raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role this call")

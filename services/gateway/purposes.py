@@ -23,6 +23,37 @@ PURPOSES = frozenset(
     }
 )  # fmt: skip
 
+# 45 CFR 164.501; the same division as the accounting of disclosures makes.
+_GROUPS = {
+    "treatment": frozenset({"TREAT", "ETREAT", "BTG", "ERTREAT", "COC", "CAREMGT"}),
+    "payment": frozenset(
+        {
+            "HPAYMT", "CLMATTCH", "COVAUTH", "COVERAGE", "ELIGDTRM", "ELIGVER", "ENROLLM",
+            "REMITADV",
+        }
+    ),
+    "operations": frozenset(
+        {
+            "HOPERAT", "HACCRED", "HCOMPL", "HOUTCOMS", "HPRGRP", "HQUALIMP", "HSYSADMIN",
+            "LABELING", "METAMGT", "MEMADMIN", "PATADMIN", "PATSFTY", "PERFMSR", "RECORDMGT",
+            "SYSDEV", "HTEST", "TRAIN",
+        }
+    ),
+    "research": frozenset(
+        {
+            "BIORCH", "CLINTRCH", "CLINTRCHNPC", "CLINTRCHPC", "CLINTRL", "DSRCH", "HRESCH",
+            "POARCH", "PRECLINTRCH", "TRANSRCH",
+        }
+    ),
+    "emergency": frozenset({"ETREAT", "BTG", "ERTREAT", "DISASTER"}),
+}  # fmt: skip
+
+
+def groups_of(purpose: str) -> tuple[str, ...]:
+    """Return the groups that policies may name a purpose by, such as `treatment`, sorted."""
+    return tuple(sorted(group for group, members in _GROUPS.items() if purpose in members))
+
+
 # What a call of this role is for when it does not say. No other role has a default.
 DEFAULTS = {"clinician": "TREAT", "break-glass": "ETREAT"}
 

@@ -23,7 +23,7 @@ class GatewaySettings(ServiceSettings):
     redis_password_file: Path | None = None
     """File with the session store's password, where it has one."""
     policy_file: Path | None = None
-    """Policy table; the shipped one when not set."""
+    """Policy set (Cedar); the shipped one when not set."""
     bootstrap_file: Path | None = None
     """Where the first start writes the first administrator's one-time password."""
     idle_seconds: int = Field(default=900, ge=5, le=86400)

@@ -1,0 +1,174 @@
+"""The policy engine: Cedar (https://www.cedarpolicy.com), by its Rust implementation.
+
+Policies, schema and the purposes are parsed once. What was decided is kept, because the same few
+questions come again and again; a policy set never changes while the object lives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cedarpy
+from cedarpy import pst
+
+from sealward.kit.errors import StartupError
+from services.gateway.policy import schema
+from services.gateway.policy.interface import (
+    NO_FACTS,
+    NO_RULE,
+    RULE_FAILED,
+    Decision,
+    Facts,
+    PolicyError,
+)
+from services.gateway.purposes import PURPOSES
+
+SHIPPED = Path(__file__).with_name("shipped.cedar")
+LARGEST = 1 << 20
+"""Bytes that the text of a policy set may have."""
+
+_RULE_ID = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_CAPACITY = 4096
+_SAID_AT_MOST = 600
+
+
+class CedarPolicy:
+    """A validated policy set. Thread-safe."""
+
+    def __init__(self, text: str) -> None:
+        """Parse and validate; raise PolicyError that says what is wrong with it, and where."""
+        if len(text.encode()) > LARGEST:
+            raise PolicyError(f"the policy set has more than {LARGEST} bytes")
+        self.text = text
+        self._digest = hashlib.sha256(text.encode()).hexdigest()
+        self._schema = cedarpy.Schema.from_str(schema.schema_text())
+        try:
+            self._policies = cedarpy.PolicySet.from_str(text)
+            parsed = self._policies.to_pst()
+        except ValueError as error:
+            # The parser's own words, about the operator's own file.
+            raise PolicyError(_said("the policy set cannot be read", str(error))) from None
+        checked = cedarpy.validate_policies(text, self._schema)
+        if not checked.validation_passed:
+            raise PolicyError(
+                _said("the policy set does not fit the schema", str(checked.errors[0]))
+            )
+        self._ids = _rule_ids(parsed)
+        self.rules = tuple(self._ids.values())
+        """The ids of the rules, in the order of the text."""
+        named = set(pst.entity_uids(parsed))
+        _check_purposes(named)
+        # Unless a policy names somebody, it makes no difference who asks.
+        self._names_people = bool({uid.type.basename for uid in named} & {"User", "Workload"})
+        self._base = cedarpy.Entities.from_json_str(schema.entities_json())
+        self._principals: dict[tuple[object, ...], cedarpy.Entities] = {}
+        self._known: dict[tuple[object, ...], Decision] = {}
+
+    @property
+    def digest(self) -> str:
+        """See Policy."""
+        return self._digest
+
+    def decide(
+        self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts = NO_FACTS
+    ) -> Decision:
+        """See Policy."""
+        actor = facts.actor if self._names_people else ""
+        key = (
+            *(tuple(roles), rpc, model, purpose, actor, facts.kind, facts.granted),
+            *(facts.break_glass, facts.patient, facts.second_factor),
+        )
+        known = self._known.get(key)
+        if known is None:
+            known = self._decide(tuple(roles), rpc, model, purpose, facts, actor)
+            if len(self._known) >= _CAPACITY:
+                # Model names come from callers: whoever makes them up shall not fill the memory.
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+    def _decide(
+        self, roles: tuple[str, ...], rpc: str, model: str, purpose: str, facts: Facts, actor: str
+    ) -> Decision:
+        if rpc not in schema.POLICY_RPCS or (purpose and purpose not in PURPOSES):
+            return Decision(False, NO_RULE, self._digest)
+        context: dict[str, Any] = {
+            "granted": facts.granted,
+            "breakGlass": facts.break_glass,
+            "patient": facts.patient,
+            "secondFactor": facts.second_factor,
+        }
+        if purpose:
+            context["purpose"] = {"__entity": {"type": "Purpose", "id": purpose}}
+        result = cedarpy.is_authorized(
+            {
+                "principal": {"type": schema.principal_type(facts.kind), "id": actor},
+                "action": {"type": "Action", "id": rpc},
+                "resource": {"type": "Model", "id": model} if model else schema.DEPLOYMENT,
+                "context": context,
+            },
+            self._policies,
+            self._entities(facts.kind, actor, roles),
+            self._schema,
+        )
+        if result.diagnostics.errors:
+            # Cedar skips a policy that fails; one that would have forbidden must not be skipped.
+            return Decision(False, RULE_FAILED, self._digest)
+        reasons = set(result.diagnostics.reasons)
+        # In the order of the text, so that the same question names the same rule on every gateway.
+        rule = next((name for known, name in self._ids.items() if known in reasons), NO_RULE)
+        return Decision(result.allowed, rule, self._digest)
+
+    def _entities(self, kind: str, actor: str, roles: tuple[str, ...]) -> cedarpy.Entities:
+        key = (kind, actor, roles)
+        found = self._principals.get(key)
+        if found is None:
+            if len(self._principals) >= _CAPACITY:
+                self._principals.clear()
+            found = self._base.with_added_json_str(schema.principal_json(kind, actor, roles))
+            self._principals[key] = found
+        return found
+
+
+def load_policy(path: Path | None) -> CedarPolicy:
+    """Read the policy set in `path`, or the shipped one; raise StartupError."""
+    try:
+        return CedarPolicy((path or SHIPPED).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise StartupError("the policy file cannot be read") from None
+    except PolicyError as error:
+        raise StartupError(f"the policy file is refused: {error}") from None
+
+
+def _rule_ids(parsed: pst.PolicySet) -> dict[str, str]:
+    """Return the parser's name of each policy with the id that it gives itself."""
+    if parsed.templates:
+        raise PolicyError("templates are not used here: write policies")
+    found: dict[str, str] = {}
+    for name, policy in parsed.static_policies.items():
+        given = policy.annotations.get("id")
+        if not isinstance(given, str) or not _RULE_ID.fullmatch(given):
+            raise PolicyError(f"{name}: every policy has an @id that matches {_RULE_ID.pattern}")
+        if given in found.values():
+            raise PolicyError(f'two policies have the @id "{given}"')
+        if given in (NO_RULE, RULE_FAILED):
+            raise PolicyError(f'"{given}" is kept for decisions that no policy made')
+        found[name] = given
+    return found
+
+
+def _check_purposes(named: Iterable[pst.EntityUid]) -> None:
+    """Refuse purposes that do not exist: the schema cannot list entities that have groups."""
+    known = {"Purpose": PURPOSES, "PurposeGroup": schema.PURPOSE_GROUPS}
+    for uid in sorted(named, key=str):
+        if uid.id not in known.get(uid.type.basename, (uid.id,)):
+            raise PolicyError(f"{uid} does not exist")
+
+
+def _said(what: str, why: str) -> str:
+    words = " ".join(why.split())
+    return f"{what}: {words[:_SAID_AT_MOST]}"
