@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -24,6 +26,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
 from sealward.seal.errors import LeaseExpiredError, SealBrokenError
+from sealward.seal.files import OpenedFile, Progress, Source, no_progress, open_file, seal_file
 from sealward.seal.lease import Lease, LeasedKey
 from sealward.seal.objects import ObjectSealer
 
@@ -149,6 +152,37 @@ class BranchKey:
         except SealBrokenError:
             raise SealwardError(Reason.SEAL_BROKEN, "a sealed object does not open") from None
 
+    def seal_file(
+        self, source: Source, target: Path, resource: str = "", *, progress: Progress = no_progress
+    ) -> int:
+        """Seal all that `source` gives into a file, in constant memory; return how many bytes.
+
+        The lease is asked before each block of it, so the work ends where the lease does. Raises
+        SealwardError KEYS_UNAVAILABLE, OSError and what the source raises.
+        """
+        return seal_file(
+            self._objects(0), self._context(resource), source, target,
+            meter=self._meter, progress=progress,
+        )  # fmt: skip
+
+    @contextmanager
+    def open_file(
+        self, path: Path, resource: str = "", *, progress: Progress = no_progress
+    ) -> Iterator[OpenedFile]:
+        """Verify a sealed file whole, then give what it holds to be read, in constant memory.
+
+        Raises SealwardError SEAL_BROKEN, also while it is read: then nothing was opened. Raises
+        KEYS_UNAVAILABLE when the lease ends on the way, and OSError.
+        """
+        sealer = self._objects(0)
+        try:
+            with open_file(
+                sealer, self._context(resource), path, meter=self._meter, progress=progress
+            ) as opened:
+                yield opened
+        except SealBrokenError:
+            raise SealwardError(Reason.SEAL_BROKEN, "a sealed object does not open") from None
+
     def close(self) -> None:
         """Forget the key and renew it no more."""
         self._ring.release(self)
@@ -170,6 +204,9 @@ class BranchKey:
         if sealer is None:
             sealer = self._sealer = ObjectSealer(key)
         return sealer
+
+    def _meter(self, size: int) -> None:
+        self.use(size, messages=0)
 
     def _context(self, resource: str) -> EncryptionContext:
         return self.context.about(resource) if resource else self.context

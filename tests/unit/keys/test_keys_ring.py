@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -218,6 +221,51 @@ def test_objects_are_bound_to_their_resource() -> None:
     assert caught.value.reason is Reason.SEAL_BROKEN
     with pytest.raises(SealwardError):
         branch.open(one)
+
+
+def test_files_are_bound_to_their_resource_and_counted(tmp_path: Path) -> None:
+    path, text = tmp_path / "sealed", os.urandom(3 << 20)
+    branch = Stepped(Keys(Lease(300, 900, 1000, 7 << 20)), Clock()).create(CONTEXT)
+    assert branch.seal_file(io.BytesIO(text), path, "epoch-2") == len(text)
+    with pytest.raises(SealwardError) as caught, branch.open_file(path, "epoch-3"):
+        pass
+    assert caught.value.reason is Reason.SEAL_BROKEN
+    with branch.open_file(path, "epoch-2") as opened:
+        # Sealed and verified once: 6 MiB of the 7 that the lease allows.
+        with pytest.raises(SealwardError) as caught:
+            opened.read()
+        assert caught.value.reason is Reason.KEYS_UNAVAILABLE
+
+
+def test_work_on_a_file_ends_with_the_lease(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "sealed"
+
+    class Slow(io.BytesIO):
+        def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+            clock.now += 400
+            return super().readinto(buffer)
+
+    branch = Stepped(Keys(), clock).create(CONTEXT)
+    with pytest.raises(SealwardError) as caught:
+        branch.seal_file(Slow(bytes(8 << 20)), path)
+    assert caught.value.reason is Reason.KEYS_UNAVAILABLE
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_broken(tmp_path: Path) -> None:
+    path, text = tmp_path / "sealed", os.urandom(3 << 20)
+    branch = Stepped(Keys(Lease(300, 900, 1000, 1 << 30)), Clock()).create(CONTEXT)
+    branch.seal_file(io.BytesIO(text), path)
+
+    def read_while_it_changes() -> None:
+        with branch.open_file(path) as opened:
+            assert opened.read(100) == text[:100]
+            path.write_bytes(path.read_bytes()[:-1])
+            opened.read()
+
+    with pytest.raises(SealwardError) as caught:
+        read_while_it_changes()
+    assert caught.value.reason is Reason.SEAL_BROKEN
 
 
 def test_close_forgets() -> None:
