@@ -15,6 +15,7 @@ _CALLERS = frozenset({"user", "workload"})
 _ADMIN = frozenset({"admin/local"})
 _PEOPLE = _CALLERS | _ADMIN
 _GATEWAY = frozenset({"service/gateway"})
+_AUDIT = frozenset({"service/audit"})
 _SERVICES = frozenset({"service/gateway", "service/inference", "service/audit", "service/keys"})
 _EVERYONE = _PEOPLE | _SERVICES
 
@@ -106,6 +107,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "ListActivity": _ADMIN,
             },
         ),
+        **_service("sealward.api.audit.v1.CosigningService", {"GetCosigning": _ADMIN}),
         **_service(
             "opentelemetry.proto.collector.trace.v1.TraceService",
             {"Export": _SERVICES | {"workload"}},
@@ -118,6 +120,15 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "IssueCertificate": _SERVICES,
                 "GetTrustBundle": _SERVICES,
                 "GetStatus": _SERVICES | _ADMIN,
+            },
+        ),
+        **_service(
+            "sealward.api.keys.v1.WitnessService",
+            {
+                "AddCheckpoint": _AUDIT,
+                "AddLog": _AUDIT,
+                "GetWitness": _AUDIT | _ADMIN,
+                "ForgetLog": _ADMIN,
             },
         ),
     }

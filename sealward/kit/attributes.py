@@ -47,6 +47,8 @@ COUNT = "sealward.count"
 VERDICT = "sealward.review.verdict"
 """What a reviewer decided of an event: `justified`, `not-justified` or `escalated`."""
 CLOCK_SOURCE = "sealward.clock.source"
+CLOCK_SYNCHRONISED = "sealward.clock.synchronised"
+"""Whether the kernel says that the clock is kept in step: `yes`, `no` or `unknown`."""
 CLOCK_OFFSET = "sealward.clock.offset_us"
 CLOCK_ERROR = "sealward.clock.error_us"
 METHOD = "rpc.method"
@@ -62,8 +64,8 @@ ALLOWED = frozenset(
         SESSION_ID, PURPOSE, BREAK_GLASS, BREAK_GLASS_REASON, MODEL_NAME, MODEL_VERSION,
         MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
         POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
-        PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CLOCK_SOURCE, CLOCK_OFFSET,
-        CLOCK_ERROR, METHOD, SERVICE_NAME,
+        PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CLOCK_SOURCE,
+        CLOCK_SYNCHRONISED, CLOCK_OFFSET, CLOCK_ERROR, METHOD, SERVICE_NAME,
     }
 )  # fmt: skip
 """What a producer may send."""
@@ -81,6 +83,7 @@ EVENT_TYPES = frozenset(
         "audit.freeze", "audit.archive", "audit.suspend", "audit.purge", "audit.logs", "log.key",
         "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
         "keys.branch-open", "keys.certificate", "otel.span", "service.start", "service.stop",
+        "audit.fork", "witness.log", "witness.key", "witness.conflict", "witness.forget",
     }
 )  # fmt: skip
 """Stable codes of event types."""

@@ -94,6 +94,9 @@ class Reason(IntEnum):
     LOG_STATE = 91
     LOG_RETAINED = 92
 
+    # Witnesses
+    NOT_COSIGNED = 100
+
 
 CODES: Mapping[Reason, Code] = MappingProxyType(
     {
@@ -130,5 +133,6 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.LOG_PURGED: Code.FAILED_PRECONDITION,
         Reason.LOG_STATE: Code.FAILED_PRECONDITION,
         Reason.LOG_RETAINED: Code.FAILED_PRECONDITION,
+        Reason.NOT_COSIGNED: Code.UNAVAILABLE,
     }
 )

@@ -185,14 +185,17 @@ class Cosigner:
         return self.verifier.vkey
 
     def sign(self, text: bytes) -> bytes:
+        """Return timestamp and signature over a checkpoint's text, now; raises as `sign_at`."""
+        return self.sign_at(text, self._clock())
+
+    def sign_at(self, text: bytes, timestamp: int) -> bytes:
         """Return timestamp and signature over a checkpoint's text; raises CheckpointError.
 
-        Raises ValueError for a clock outside of 1 to 2**63 - 1: a cosignature of a tree as the
+        Raises ValueError for a time outside of 1 to 2**63 - 1: a cosignature of a tree as the
         newest one has a time.
         """
-        timestamp = self._clock()
         if not 0 < timestamp <= _MAX_TIMESTAMP:
-            raise ValueError("the clock gives no time that a cosignature could have")
+            raise ValueError("no time that a cosignature could have")
         signature = self._sign(self.verifier.message(text, timestamp))
         return timestamp.to_bytes(_TIMESTAMP, "big") + signature
 

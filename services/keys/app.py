@@ -6,6 +6,7 @@ import threading
 import time
 
 from sealward.api.keys.v1.keys_pb2_grpc import add_KeysServiceServicer_to_server
+from sealward.api.keys.v1.witness_pb2_grpc import add_WitnessServiceServicer_to_server
 from sealward.kit.channel import Channels
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
@@ -27,6 +28,8 @@ from services.keys.records import CallRecords, Recorder, RefusalLimit, about_act
 from services.keys.servicer import KeysServicer
 from services.keys.settings import KeysSettings
 from services.keys.unlock import unlock_source
+from services.keys.witness.opening import open_witness
+from services.keys.witness.servicer import WitnessServicer
 
 
 class KeysApp:
@@ -144,6 +147,15 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     if created:
         recorder.record("keys.keystore-create", "ok", target=keystore.content.deployment)
         ctx.log.info("keystore.created", kind=branches.name)
+    witness = open_witness(
+        settings.data_dir,
+        branches,
+        recorder,
+        ctx.log,
+        deployment=keystore.content.deployment,
+        trust_domain=settings.trust_domain,
+        clock=lambda: int(time.time()),
+    )
     own = OwnCertificate(ctx, authority, lives, recorder)
     own.renew()
     channels = Channels(ctx.credentials, settings.audit_address, ctx.server_name("audit"))
@@ -161,7 +173,8 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
             (
                 add_KeysServiceServicer_to_server,
                 KeysServicer(branches, authority, lease, lives),
-            )
+            ),
+            (add_WitnessServiceServicer_to_server, WitnessServicer(witness)),
         ],
         around=CallRecords(recorder, RefusalLimit()),
     )

@@ -164,7 +164,8 @@ class GetReceiptRequest(_message.Message):
     """16 bytes."""
     cosigned: _builtins.bool
     """True = against the newest checkpoint that carries the cosignatures the log's witness policy asks
-    for, so that the proof stands without trust in the log alone.
+    for, so that the proof stands without trust in the log alone. NOT_COSIGNED, with a time to wait,
+    while there is none that covers the event.
     """
     cose: _builtins.bool
     """True = also as a COSE Receipt (RFC 9942), signed by the log's key over the same root."""

@@ -127,6 +127,11 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The log is not in a state in which this can be done."""
     REASON_LOG_RETAINED: _Reason.ValueType  # 92
     """The log has to be kept: its retention is not over, or a legal hold covers something in it."""
+    REASON_NOT_COSIGNED: _Reason.ValueType  # 100
+    """--- Witnesses --------------------------------------------------------------------------------
+    No checkpoint with the cosignatures that the witness policy asks for covers this event yet; wait
+    for the time in RetryInfo.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Every reason that Sealward gives in google.rpc.ErrorInfo{reason, domain = "sealward"}. The name
@@ -239,4 +244,9 @@ REASON_LOG_STATE: Reason.ValueType  # 91
 """The log is not in a state in which this can be done."""
 REASON_LOG_RETAINED: Reason.ValueType  # 92
 """The log has to be kept: its retention is not over, or a legal hold covers something in it."""
+REASON_NOT_COSIGNED: Reason.ValueType  # 100
+"""--- Witnesses --------------------------------------------------------------------------------
+No checkpoint with the cosignatures that the witness policy asks for covers this event yet; wait
+for the time in RetryInfo.
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

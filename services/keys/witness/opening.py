@@ -1,0 +1,63 @@
+"""Opens the witness, or makes it on the first start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from sealward.kit.errors import StartupError
+from services.keys.files import sync_folder, write_durable
+from services.keys.providers.base import BranchKeys
+from services.keys.records import Recorder
+from services.keys.witness.cosigning import PURPOSE, TENANT, Clock, SealedWitnessKeys
+from services.keys.witness.witness import Witness
+
+_UNFINISHED = ".witness.new"
+
+
+def open_witness(
+    data_dir: Path,
+    branches: BranchKeys,
+    recorder: Recorder,
+    logger: structlog.typing.FilteringBoundLogger,
+    *,
+    deployment: str,
+    trust_domain: str,
+    clock: Clock,
+) -> Witness:
+    """Open the witness below `data_dir`, or make it on the first start.
+
+    Raise StartupError with one line when it is damaged, or when it was there and is not any more:
+    its key-encryption key tells. SealwardError when the provider does not answer.
+    """
+    folder, unfinished = data_dir / "witness", data_dir / _UNFINISHED
+    try:
+        if not folder.is_dir():
+            if not unfinished.is_dir() and (TENANT, PURPOSE) in branches.names():
+                raise StartupError(
+                    f"{folder} is missing, and with it what the witness knows: restore it"
+                )
+            _create(folder, unfinished, branches, f"{trust_domain}/witness/{deployment}")
+        keys = SealedWitnessKeys(folder, branches, clock)
+        vkeys = "".join(f"{verifier.vkey}\n" for verifier in keys.verifiers)
+        _publish(folder / "witness.vkey", vkeys.encode())
+        if keys.rewrap():
+            logger.info("witness.rewrapped")
+    except OSError:
+        raise StartupError(f"{folder} cannot be written") from None
+    return Witness(folder, keys, recorder, logger, trust_domain=trust_domain, clock=clock)
+
+
+def _create(folder: Path, unfinished: Path, branches: BranchKeys, name: str) -> None:
+    # This folder is there before the key-encryption key is: a start that died goes on from here.
+    unfinished.mkdir(mode=0o700, exist_ok=True)
+    sync_folder(unfinished.parent)
+    SealedWitnessKeys.create(unfinished, branches, name)
+    unfinished.rename(folder)
+    sync_folder(folder.parent)
+
+
+def _publish(path: Path, data: bytes) -> None:
+    if not path.exists() or path.read_bytes() != data:
+        write_durable(path, data)
