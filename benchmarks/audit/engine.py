@@ -77,7 +77,7 @@ class Engine:
             get_logger("bench"),
         )  # fmt: skip
         self.log = Log(
-            self.store, self.segments, IndexKeys(Key().use), self.signer,
+            self.store, self.segments, IndexKeys(Key().use), [self.signer],
             on_rows=self.indexer.committed,
         )  # fmt: skip
         self.indexer.start()

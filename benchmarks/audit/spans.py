@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
+import struct
 import time
 from collections.abc import Callable
 
@@ -12,6 +14,11 @@ from sealward.kit.exporter import export_request
 from sealward.kit.recorder import new_event_id
 from sealward.kit.spans import STATUS_OK, AttributeValue, SpanHead, attribute
 from sealward.kit.wire import bytes_field, string_field
+
+# start_time_unix_nano and end_time_unix_nano with their tags.
+_TIMES = struct.Struct("<BQBQ")
+# Nanoseconds from one span of a request to the next (20,000 a second), and of each.
+_APART, _LONG = 50_000, 1_000_000
 
 _ATTRIBUTES: dict[str, AttributeValue] = {
     names.EVENT_TYPE: "inference.predict", names.OUTCOME: "ok", names.CODE: "OK",
@@ -42,20 +49,24 @@ def entries(patients: int = 0) -> Callable[[], bytes]:
 
 
 def export_requests(spans: int) -> Callable[[], bytes]:
-    """Return a maker of ExportTraceServiceRequests of so many spans, 14 attributes each."""
+    """Return a maker of ExportTraceServiceRequests of so many spans, 14 attributes each.
+
+    Each span has ids and times of its own: the requests of a service end one after another.
+    """
     parts = [*(attribute(name, value) for name, value in _ATTRIBUTES.items()), STATUS_OK]
-    now = time.time_ns()
-    head = SpanHead("inference.predict")
-    span = head.build(now - 1_000_000, now, parts)
-    # trace id and span id are the first two fields: 0a 10 [16] 12 08 [8].
-    tail = span[28:]
+    span = SpanHead("inference.predict").build(1, 2, parts)
+    # Trace id and span id are the first two fields: 0a 10 [16] 12 08 [8]; the times come together.
+    times = span.index(_TIMES.pack(0x39, 1, 0x41, 2))
+    head, tail = span[28:times], span[times + _TIMES.size :]
 
     def make() -> bytes:
         ids = os.urandom(24 * spans)
-        made = [
-            b"\x0a\x10" + ids[at : at + 16] + b"\x12\x08" + ids[at + 16 : at + 24] + tail
-            for at in range(0, len(ids), 24)
-        ]
+        first = time.time_ns() - spans * _APART - _LONG
+        made = []
+        for at, start in zip(range(0, len(ids), 24), itertools.count(first, _APART), strict=False):
+            when = _TIMES.pack(0x39, start, 0x41, start + _LONG)
+            own = (b"\x0a\x10", ids[at : at + 16], b"\x12\x08", ids[at + 16 : at + 24])
+            made.append(b"".join((*own, head, when, tail)))
         return export_request(made)
 
     return make

@@ -8,6 +8,7 @@ compared with that root. A million leaves cost about a megabyte here, 64 in `mer
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 from sealward.tlog.errors import ProofError
@@ -18,7 +19,25 @@ Load = Callable[[int], bytes]
 """Returns the joined 256 leaf hashes of a full tile."""
 
 _LEVELS = range(TILE_HEIGHT)
+_PAIR = 2 * HASH_SIZE
+_PAIRS = range(0, TILE_WIDTH * HASH_SIZE, _PAIR)
+_EMPTY: Sequence[bytes] = (b"",) * TILE_HEIGHT
 _CACHED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A tree with more leaves, on paper: see `TiledTree.grown`.
+
+    `tiles` are the nodes that come to each tile it touches, level by level; `roots` those of the
+    tiles that become full. `before` and `size` count leaves.
+    """
+
+    before: int
+    size: int
+    root: bytes
+    tiles: Sequence[Sequence[bytes]]
+    roots: Sequence[bytes]
 
 
 class TiledTree:
@@ -57,8 +76,7 @@ class TiledTree:
         full = len(roots) // HASH_SIZE
         tree._part = (full, [bytearray() for _ in _LEVELS])
         tree._size = full * TILE_WIDTH
-        if part:
-            tree._fill(_split(part))
+        tree.append(_split(part))
         return tree
 
     @property
@@ -68,15 +86,84 @@ class TiledTree:
 
     def append(self, leaf_hashes: Iterable[bytes]) -> int:
         """Append leaf hashes in order and return the new size; ValueError as in Tree."""
-        hashes = list(leaf_hashes)
+        self.adopt(self.grown(list(leaf_hashes)))
+        return self._size
+
+    def grown(self, hashes: Sequence[bytes]) -> Growth:
+        """Return what the tree becomes with these leaf hashes appended; ValueError as in Tree.
+
+        Nothing changes, so that the new root can be made durable first. `adopt` is the second half.
+        """
         if any(len(h) != HASH_SIZE for h in hashes):
             raise ValueError("a leaf hash is 32 bytes long")
+        levels: Sequence[bytes | bytearray] = self._part[1]
+        tiles: list[list[bytes]] = []
+        roots: list[bytes] = []
         at = 0
         while at < len(hashes):
-            room = TILE_WIDTH - self._size % TILE_WIDTH
-            self._fill(hashes[at : at + room])
+            room = TILE_WIDTH - len(levels[0]) // HASH_SIZE
+            some = hashes[at : at + room]
+            tiles.append(_added(levels, b"".join(some)))
             at += room
-        return self._size
+            if len(some) == room:
+                top = bytes(levels[-1]) + tiles[-1][-1]
+                roots.append(node_hash(top[:HASH_SIZE], top[HASH_SIZE:]))
+                levels = _EMPTY
+        size = self._size + len(hashes)
+        root = self._grown_root(size, roots, levels, tiles)
+        return Growth(self._size, size, root, tiles, roots)
+
+    def adopt(self, growth: Growth) -> None:
+        """Become what `grown` returned; ValueError for what is of a tree of another size."""
+        if growth.before != self._size:
+            raise ValueError("the tree has grown meanwhile")
+        full = len(growth.roots)
+        for order, added in enumerate(growth.tiles):
+            number, levels = self._part
+            for level, nodes in enumerate(added):
+                levels[level] += nodes
+            if order < full:
+                # The root first: whoever looks for the tile finds it in one place or the other.
+                self._upper.append((growth.roots[order],))
+                self._keep(number, [bytes(level) for level in levels])
+                self._part = (number + 1, [bytearray() for _ in _LEVELS])
+        self._size = growth.size
+
+    def _grown_root(
+        self,
+        size: int,
+        roots: Sequence[bytes],
+        levels: Sequence[bytes | bytearray],
+        tiles: Sequence[Sequence[bytes]],
+    ) -> bytes:
+        """Return the root of `size` leaves from the complete subtrees under the right edge."""
+        upper = self._upper.size
+        edge = [
+            (level, self._upper.node(level, (upper >> level) - 1))
+            for level in range(upper.bit_length() - 1, -1, -1)
+            if upper >> level & 1
+        ]
+        for root in roots:
+            level, node = 0, root
+            while edge and edge[-1][0] == level:
+                node = node_hash(edge.pop()[1], node)
+                level += 1
+            edge.append((level, node))
+        peaks = [node for _, node in edge]
+        width = size % TILE_WIDTH
+        # What comes to the tile that is not full; nothing where the last one that grew is full.
+        added = tiles[-1] if len(tiles) > len(roots) else _EMPTY
+        for level in reversed(_LEVELS):
+            if width >> level & 1:
+                at = ((width >> level) - 1) * HASH_SIZE - len(levels[level])
+                found = added[level][at:] if at >= 0 else levels[level][at:]
+                peaks.append(bytes(found[:HASH_SIZE]))
+        if not peaks:
+            return EMPTY_ROOT
+        root = peaks.pop()
+        while peaks:
+            root = node_hash(peaks.pop(), root)
+        return root
 
     def node(self, level: int, index: int) -> bytes:
         """Return the hash of a complete subtree; raises IndexError."""
@@ -144,24 +231,6 @@ class TiledTree:
             node, last, level = node >> 1, last >> 1, level + 1
         return proof
 
-    def _fill(self, hashes: Sequence[bytes]) -> None:
-        """Append to the tile that is not full, by no more than it takes."""
-        number, levels = self._part
-        levels[0] += b"".join(hashes)
-        count = len(levels[0]) // HASH_SIZE
-        for level in _LEVELS[:-1]:
-            above = levels[level + 1]
-            _extend(above, levels[level])
-            if not count >> (level + 1):
-                break
-        if count == TILE_WIDTH:
-            top = levels[-1]
-            # The root first: whoever looks for the tile finds it in one place or the other.
-            self._upper.append([node_hash(bytes(top[:HASH_SIZE]), bytes(top[HASH_SIZE:]))])
-            self._keep(number, [bytes(level) for level in levels])
-            self._part = (number + 1, [bytearray() for _ in _LEVELS])
-        self._size += len(hashes)
-
     def _in_tile(
         self, tile: int, start: int, end: int, last: int, edge: Sequence[bytes]
     ) -> list[bytes]:
@@ -216,11 +285,7 @@ class TiledTree:
             if found is not None:
                 self._cache.move_to_end(number)
                 return found
-        levels = [self._load(number)]
-        for _ in _LEVELS[:-1]:
-            above = bytearray()
-            _extend(above, levels[-1])
-            levels.append(bytes(above))
+        levels = _added(_EMPTY, self._load(number))
         top = levels[-1]
         known = self._upper.node(0, number)
         if len(levels[0]) != TILE_WIDTH * HASH_SIZE or known != node_hash(
@@ -263,13 +328,16 @@ def _split(joined: bytes) -> list[bytes]:
     return [joined[i : i + HASH_SIZE] for i in range(0, len(joined), HASH_SIZE)]
 
 
-def _extend(above: bytearray, below: bytes | bytearray) -> None:
-    """Append to a level the parents of those pairs below that have none yet."""
-    begin = len(above) * 2
-    pairs = bytes(below[begin : len(below) // (2 * HASH_SIZE) * 2 * HASH_SIZE])
-    above += b"".join(
-        [
-            sha256(b"\x01" + pairs[i : i + 2 * HASH_SIZE]).digest()
-            for i in range(0, len(pairs), 2 * HASH_SIZE)
-        ]
-    )
+def _added(levels: Sequence[bytes | bytearray], nodes: bytes) -> list[bytes]:
+    """Return what comes to each level of a tile with these nodes appended to its lowest."""
+    added = [nodes]
+    for level in _LEVELS[:-1]:
+        # A node that has no parent yet waits for its sibling.
+        begin = len(levels[level + 1]) * 2
+        nodes = bytes(levels[level][begin:]) + nodes
+        whole = len(nodes) // _PAIR * _PAIR
+        nodes = b"".join(
+            [sha256(b"\x01" + nodes[i : i + _PAIR]).digest() for i in _PAIRS[: whole // _PAIR]]
+        )
+        added.append(nodes)
+    return added

@@ -29,8 +29,10 @@ Result = Placed | SealwardError
 class Appender(Protocol):
     """What appends (log.Log)."""
 
-    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
-        """Append a batch durably; raise SealwardError."""
+    def append(
+        self, candidates: Sequence[Candidate], *, urgent: bool = False, proofs: bool = True
+    ) -> Committed:
+        """Append a batch durably; raise SealwardError (see log.Log)."""
 
 
 class MeteredAppender:
@@ -40,12 +42,14 @@ class MeteredAppender:
         self._log = log
         self._metrics = metrics
 
-    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+    def append(
+        self, candidates: Sequence[Candidate], *, urgent: bool = False, proofs: bool = True
+    ) -> Committed:
         """See Appender."""
         metrics = self._metrics
         started = time.perf_counter()
         try:
-            done = self._log.append(candidates, urgent=urgent)
+            done = self._log.append(candidates, urgent=urgent, proofs=proofs)
         except SealwardError as error:
             metrics.refused.labels(error.reason.name).inc(len(candidates))
             raise
@@ -179,7 +183,8 @@ class Committer:
         # and a repetition after a failure halfway finds the first parts already there.
         for start in range(0, len(candidates), _BATCH):
             part = candidates[start : start + _BATCH]
-            done = self._log.append(part)
+            # Nobody who waits here is given a receipt.
+            done = self._log.append(part, proofs=False)
             results += done.results
             conflicts += [part[n] for n in done.conflicts]
         at = 0

@@ -20,7 +20,7 @@ from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealward.tlog.cose import format_receipt, sign_root
 from sealward.tlog.errors import CoseError, ProofError
 from sealward.tlog.leaf import EVENT_ID_SIZE
-from sealward.tlog.merkle import EMPTY_ROOT, Tree, leaf_hash, node_hash
+from sealward.tlog.merkle import EMPTY_ROOT, leaf_hash
 from sealward.tlog.note import Ed25519Signer, parse_note
 from sealward.tlog.tiledtree import TiledTree
 from sealward.tlog.tiles import TILE_WIDTH
@@ -222,17 +222,20 @@ class Log(LogView):
         """True while the disk takes nothing."""
         return self._full
 
-    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+    def append(
+        self, candidates: Sequence[Candidate], *, urgent: bool = False, proofs: bool = True
+    ) -> Committed:
         """Append a batch and return when it is durable. `urgent`: an answer waits for it.
 
         Each result is a Placed or the SealwardError ALREADY_EXISTS of an id that is taken by
-        another event. For errors of the whole batch raise SealwardError AUDIT_UNAVAILABLE or
-        KEYS_UNAVAILABLE, LogEndedError after the last entry: then nothing of it is in the log.
+        another event. Without `proofs` the paths of new entries are empty. For errors of the whole
+        batch raise SealwardError AUDIT_UNAVAILABLE or KEYS_UNAVAILABLE, LogEndedError after the
+        last entry: then nothing of it is in the log.
         """
         with self._turn(urgent=urgent):
             if self._ended:
                 raise LogEndedError
-            return self._append(candidates)
+            return self._append(candidates, proofs=proofs)
 
     def change(
         self,
@@ -303,7 +306,7 @@ class Log(LogView):
             finally:
                 self._turns.give()
 
-    def _append(self, candidates: Sequence[Candidate]) -> Committed:
+    def _append(self, candidates: Sequence[Candidate], *, proofs: bool) -> Committed:
         self._keys.check()
         known = self._store.find([c.key.event_id for c in candidates])
         first = self._tree.size
@@ -322,7 +325,9 @@ class Log(LogView):
             places.append(index)
         leaves = self._store_new(first, fresh) if fresh else []
         size, checkpoint = self._head
-        paths = self._tree.inclusions(first, size, size) if fresh else []
+        paths = [b""] * len(fresh)
+        if fresh and proofs:
+            paths = self._tree.inclusions(first, size, size)
         results: list[Placed | SealwardError] = []
         used: set[int] = set()
         for index in places:
@@ -354,10 +359,10 @@ class Log(LogView):
     ) -> None:
         hashes = [leaf_hash(leaf) for leaf in leaves]
         size = first + len(leaves)
-        root = grown_root(self._tree, hashes)
-        self._store.commit(first, leaves, hashes, keys, Head(size, root))
-        self._tree.append(hashes)
-        self._head = (size, self._sign(size, root))
+        growth = self._tree.grown(hashes)
+        self._store.commit(first, leaves, hashes, keys, Head(size, growth.root))
+        self._tree.adopt(growth)
+        self._head = (size, self._sign(size, growth.root))
         if self._full:
             self._set_full(full=False)
         self._on_rows(first, rows)
@@ -391,29 +396,6 @@ def load_tree(store: LogStore) -> TiledTree:
             f"the audit store was changed: its {head.size} entries do not give the committed root"
         )
     return tree
-
-
-def grown_root(tree: Tree | TiledTree, hashes: Sequence[bytes]) -> bytes:
-    """Return the root that the tree would have with these leaf hashes appended (RFC 6962, 2.1)."""
-    size = tree.size
-    # The complete subtrees under the right edge, as (level, hash), the largest first.
-    edge = [
-        (level, tree.node(level, (size >> level) - 1))
-        for level in range(size.bit_length() - 1, -1, -1)
-        if size >> level & 1
-    ]
-    for leaf in hashes:
-        level, node = 0, leaf
-        while edge and edge[-1][0] == level:
-            node = node_hash(edge.pop()[1], node)
-            level += 1
-        edge.append((level, node))
-    if not edge:
-        return EMPTY_ROOT
-    root = edge.pop()[1]
-    while edge:
-        root = node_hash(edge.pop()[1], root)
-    return root
 
 
 def _no_cose(message: str) -> SealwardError:

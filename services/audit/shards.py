@@ -60,15 +60,18 @@ class TenantLogs:
         newest = max((shard.ended for shard in self._past), default=0)
         self._horizon = (newest // 1_000_000 + _LATE_MS).to_bytes(6, "big") if newest else b""
 
-    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+    def append(
+        self, candidates: Sequence[Candidate], *, urgent: bool = False, proofs: bool = True
+    ) -> Committed:
         """See committer.Appender. Waits while one log is followed by the next."""
         ends = time.monotonic() + _TURN_SECONDS
         while True:
             shard = self._current
             try:
                 if self._horizon and any(map(self._late, candidates)):
-                    return self._append_late(shard, candidates, urgent=urgent)
-                return shard.log.append(_made_by(shard.maker, candidates), urgent=urgent)
+                    return self._append_late(shard, candidates, urgent=urgent, proofs=proofs)
+                made = _made_by(shard.maker, candidates)
+                return shard.log.append(made, urgent=urgent, proofs=proofs)
             except LogEndedError:
                 self._await_successor(shard, ends)
 
@@ -88,11 +91,11 @@ class TenantLogs:
         return event_id[:6] <= self._horizon or event_id[6] >> 4 != _UUID7
 
     def _append_late(
-        self, shard: LiveShard, candidates: Sequence[Candidate], *, urgent: bool
+        self, shard: LiveShard, candidates: Sequence[Candidate], *, urgent: bool, proofs: bool
     ) -> Committed:
         old = self._find_past(candidates)
         fresh = [c for c in candidates if c.key.event_id not in old]
-        done = shard.log.append(_made_by(shard.maker, fresh), urgent=urgent)
+        done = shard.log.append(_made_by(shard.maker, fresh), urgent=urgent, proofs=proofs)
         rest = iter(done.results)
         results: list[Placed | SealwardError] = []
         conflicts = []
@@ -181,18 +184,22 @@ class Shards:
                 return shard
         raise SealwardError(Reason.NOT_FOUND, "no such event", field="event_id")
 
-    def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+    def append(
+        self, candidates: Sequence[Candidate], *, urgent: bool = False, proofs: bool = True
+    ) -> Committed:
         """See committer.Appender. A batch of several tenants becomes one batch for each."""
         tenants = {_tenant(candidate) for candidate in candidates}
         if len(tenants) == 1:
-            return self.of(tenants.pop()).append(candidates, urgent=urgent)
+            return self.of(tenants.pop()).append(candidates, urgent=urgent, proofs=proofs)
         results: list[Placed | SealwardError | None] = [None] * len(candidates)
         conflicts: list[int] = []
         added = 0
         for tenant in sorted(tenants):
             numbers = [n for n, c in enumerate(candidates) if _tenant(c) == tenant]
             try:
-                done = self.of(tenant).append([candidates[n] for n in numbers], urgent=urgent)
+                done = self.of(tenant).append(
+                    [candidates[n] for n in numbers], urgent=urgent, proofs=proofs
+                )
             except SealwardError as error:
                 # One tenant's log may fail while the other's holds: each gets what became of it.
                 for number in numbers:

@@ -22,8 +22,8 @@ from services.audit.store import EventKey, Head, StoreBrokenError, StoreFullErro
 
 _APPLICATION_ID = 0x5EA10A1D
 _VERSION = 3
-# A row is a batch: one statement stores it, and the pages hold little but entries. The hashes come
-# before the leaves, so that reading them leaves the long part alone.
+# A row is a batch or a part of one: the pages hold little but entries. The hashes come before the
+# leaves, so that reading them leaves the long part alone.
 _SCHEMA = """
 CREATE TABLE batches (
   first INTEGER PRIMARY KEY, count INTEGER NOT NULL, hashes BLOB NOT NULL, leaves BLOB NOT NULL
@@ -50,12 +50,25 @@ INSERT INTO batches (first, count, hashes, leaves)
 DROP TABLE events;
 DROP TABLE entries;
 """
-# One step for a batch: the interpreter is not asked for between the rows of it.
-_INSERT_IDS = """
-WITH RECURSIVE n (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?1)
-INSERT INTO ids (event_id, idx, fingerprint)
-  SELECT substr(?2, i * 16 + 1, 16), ?3 + i, substr(?4, i * 16 + 1, 16) FROM n
+# Entries in a row. Whoever asks for one entry reads the row that has it.
+_ROW_ENTRIES = 64
+# A batch goes in as one statement, which is a transaction of its own. At each step of a statement
+# the interpreter's lock is given up, and under load it takes milliseconds to get it back.
+_APPENDING = """
+CREATE TEMP TABLE numbers (i INTEGER PRIMARY KEY);
+CREATE TEMP VIEW appended (first, count, hashes, leaves, ids, prints, size, root) AS
+  SELECT 0, 0, x'', x'', x'', x'', 0, x'';
+CREATE TEMP TRIGGER append INSTEAD OF INSERT ON appended BEGIN
+  INSERT INTO batches (first, count, hashes, leaves)
+    VALUES (NEW.first, NEW.count, NEW.hashes, NEW.leaves);
+  INSERT INTO ids (event_id, idx, fingerprint)
+    SELECT substr(NEW.ids, i * 16 + 1, 16), NEW.first + i, substr(NEW.prints, i * 16 + 1, 16)
+    FROM numbers WHERE i < NEW.count;
+  INSERT INTO head (id, size, root) VALUES (1, NEW.size, NEW.root)
+    ON CONFLICT (id) DO UPDATE SET size = NEW.size, root = NEW.root;
+END;
 """
+_APPEND = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 # Pages in the write-ahead log at which a commit moves them itself. maintain() comes long before;
 # this is the bound when reads never leave it a gap.
 _AUTOCHECKPOINT_PAGES = 65_536
@@ -116,6 +129,11 @@ class SqliteStore:
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version={_VERSION};"
                 f" PRAGMA application_id={_APPLICATION_ID}; COMMIT;"
             )
+        if not self._sealed:
+            self._writer.executescript(_APPENDING)
+            self._writer.executemany(
+                "INSERT INTO numbers VALUES (?)", [(i,) for i in range(_ROW_ENTRIES)]
+            )
 
     def head(self) -> Head | None:
         """See LogStore."""
@@ -131,20 +149,17 @@ class SqliteStore:
         head: Head,
     ) -> None:
         """See LogStore."""
-        ids = b"".join([key[0] for key in keys])
-        prints = b"".join([key[1] for key in keys])
-        count = len(leaves)
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO batches (first, count, hashes, leaves) VALUES (?, ?, ?, ?)",
-                (first, count, b"".join(hashes), framed(leaves)),
-            )
-            db.execute(_INSERT_IDS, (count, ids, first, prints))
-            db.execute(
-                "INSERT INTO head (id, size, root) VALUES (1, ?1, ?2)"
-                " ON CONFLICT (id) DO UPDATE SET size = ?1, root = ?2",
-                (head.size, head.root),
-            )
+        values: list[int | bytes] = []
+        starts = range(0, len(leaves), _ROW_ENTRIES)
+        for at in starts:
+            some = slice(at, at + _ROW_ENTRIES)
+            ids, prints = zip(*keys[some], strict=True)
+            values += (
+                first + at, len(ids), b"".join(hashes[some]), framed(leaves[some]),
+                b"".join(ids), b"".join(prints), head.size, head.root,
+            )  # fmt: skip
+        with self._writing() as db:
+            db.execute(_APPEND + ", (?, ?, ?, ?, ?, ?, ?, ?)" * (len(starts) - 1), values)
 
     def find(self, event_ids: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
         """See LogStore."""
@@ -268,12 +283,17 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._write_lock:
             db = self._writer
             try:
-                db.execute("BEGIN IMMEDIATE")
                 yield db
-                db.execute("COMMIT")
             except sqlite3.Error as error:
                 failure = _failure(error)
                 if isinstance(failure, StoreFullError) and db.in_transaction:

@@ -157,10 +157,10 @@ def test_overload_is_unavailable_with_a_time_to_wait(suite: Suite, logger: Any) 
     entered, release = threading.Event(), threading.Event()
 
     class Slow:
-        def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+        def append(self, candidates: Sequence[Candidate], **how: bool) -> Committed:
             entered.set()
             assert release.wait(20)
-            return suite.log.append(candidates, urgent=urgent)
+            return suite.log.append(candidates, **how)
 
     committer = Committer(Slow(), logger, 2, lambda _conflicts: None)
     committer.start()
@@ -254,7 +254,7 @@ def test_the_pump_answers_each_call_its_own(suite: Suite, logger: Any) -> None:
 
 def test_the_pump_survives_a_failure_of_its_own(suite: Suite, logger: Any) -> None:
     class Broken:
-        def append(self, candidates: Sequence[Candidate], *, urgent: bool = False) -> Committed:
+        def append(self, candidates: Sequence[Candidate], **how: bool) -> Committed:
             raise RuntimeError("patient Miller")
 
     wire = Wire([[call(1, entry_bytes())], [call(2, entry_bytes())]])

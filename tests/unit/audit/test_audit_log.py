@@ -16,9 +16,9 @@ from sealward.kit.reasons import Reason
 from sealward.kit.recorder import new_event_id
 from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
 from sealward.tlog.leaf import PREFIX_SIZE, parse_leaf
-from sealward.tlog.merkle import Tree, leaf_hash, split_hashes, verify_consistency, verify_inclusion
+from sealward.tlog.merkle import leaf_hash, split_hashes, verify_consistency, verify_inclusion
 from services.audit.digests import Hmac
-from services.audit.log import Committed, Placed, grown_root
+from services.audit.log import Committed, Placed
 from services.audit.store import Head, StoreBrokenError, StoreFullError
 from tests.support.audit_suite import GATEWAY, Ring, Suite, entry_bytes, span_bytes
 
@@ -300,13 +300,6 @@ def test_consistency_beyond_the_log_is_refused(suite: Suite) -> None:
     for old, new in ((0, 2), (1, 0), (2, 2)):
         with pytest.raises(SealwardError):
             suite.log.consistency(old, new)
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 8, 255, 256, 257])
-@pytest.mark.parametrize("more", [1, 2, 5, 64])
-def test_grown_root_is_the_root_of_the_grown_tree(size: int, more: int) -> None:
-    hashes = [leaf_hash(b"%d" % n) for n in range(size + more)]
-    assert grown_root(Tree(hashes[:size]), hashes[size:]) == Tree(hashes).root()
 
 
 def test_queries(suite: Suite) -> None:

@@ -61,3 +61,27 @@ def test_dropped_tiles_are_loaded_and_checked() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         tree.append([b"short"])
     assert tree.size == 1100
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 255, 256, 257, 511, 512, 65_535])
+@pytest.mark.parametrize("more", [0, 1, 2, 64, 255, 256, 257, 600])
+def test_a_tree_grows_on_paper_first(size: int, more: int) -> None:
+    tree = TiledTree(tile)
+    tree.append(HASHES[:size])
+    before, whole = Tree(HASHES[:size]), Tree(HASHES[: size + more])
+    growth = tree.grown(HASHES[size : size + more])
+    assert (growth.size, growth.root) == (size + more, whole.root())
+    assert (tree.size, tree.root()) == (size, before.root())
+    assert tree.nodes(0, 0, size) == before.nodes(0, 0, size)
+    tree.adopt(growth)
+    assert (tree.size, tree.root()) == (size + more, whole.root())
+    assert tree.nodes(0, 0, size + more) == whole.nodes(0, 0, size + more)
+
+
+def test_growth_is_of_the_tree_as_it_was() -> None:
+    tree = TiledTree(tile)
+    growth = tree.grown(HASHES[:3])
+    tree.append(HASHES[:1])
+    with pytest.raises(ValueError, match="meanwhile"):
+        tree.adopt(growth)
+    assert tree.root() == Tree(HASHES[:1]).root()
