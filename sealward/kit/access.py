@@ -17,6 +17,7 @@ _PEOPLE = _CALLERS | _ADMIN
 _GATEWAY = frozenset({"service/gateway"})
 _AUDIT = frozenset({"service/audit"})
 _SERVICES = frozenset({"service/gateway", "service/inference", "service/audit", "service/keys"})
+_HOLDERS = _SERVICES - {"service/keys"}
 _EVERYONE = _PEOPLE | _SERVICES
 
 
@@ -131,6 +132,17 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "ForgetLog": _ADMIN,
             },
         ),
+        **_service(
+            "sealward.api.keys.v1.RotationService",
+            {
+                "ListKeys": _HOLDERS | _ADMIN,
+                "RotateKey": _ADMIN,
+                "RewrapKeys": _HOLDERS,
+                "ConfirmRewrap": _HOLDERS,
+                "RetireKey": _ADMIN,
+            },
+        ),
+        **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN}),
     }
 )
 

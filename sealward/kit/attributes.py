@@ -82,8 +82,9 @@ EVENT_TYPES = frozenset(
         "audit.reconcile", "audit.reindex", "audit.review", "audit.hold", "audit.release",
         "audit.freeze", "audit.archive", "audit.suspend", "audit.purge", "audit.logs", "log.key",
         "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
-        "keys.branch-open", "keys.certificate", "otel.span", "service.start", "service.stop",
         "audit.fork", "witness.log", "witness.key", "witness.conflict", "witness.forget",
+        "keys.branch-open", "keys.certificate", "keys.rotate", "keys.rewrap", "keys.rewrap-confirm",
+        "keys.rewrap-pass", "keys.retire", "otel.span", "service.start", "service.stop",
     }
 )  # fmt: skip
 """Stable codes of event types."""

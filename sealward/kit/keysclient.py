@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ _SHORTEST_TIMEOUT = 0.1
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 15.0
 _IDLE_SECONDS = 60.0
+# Wrapped keys that were replaced lately: as many as may be on their way from a disk to the ring.
+_MOVED = 4096
 _DETAILS_KEY = "grpc-status-details-bin"
 # What the keys service says of a key for good, as opposed to not being able to answer now.
 _REFUSALS = frozenset({Reason.SEAL_BROKEN, Reason.IDENTITY_FORBIDDEN, Reason.FIELD_INVALID})
@@ -73,7 +76,7 @@ class KeysServiceSource:
             answer = stub.CreateBranchKey(request, timeout=timeout, wait_for_ready=True)
             return answer.key, answer.wrapped, _lease_from_proto(answer.lease)
         except (grpc.RpcError, ValueError) as error:
-            raise _as_sealward_error(error) from None
+            raise as_sealward_error(error) from None
 
     def open(
         self, context: EncryptionContext, wrapped: bytes, timeout: float
@@ -85,17 +88,28 @@ class KeysServiceSource:
             answer = stub.OpenBranchKey(request, timeout=timeout, wait_for_ready=True)
             return answer.key, _lease_from_proto(answer.lease)
         except (grpc.RpcError, ValueError) as error:
-            raise _as_sealward_error(error) from None
+            raise as_sealward_error(error) from None
+
+
+Kept = Callable[[], bytes | None]
+"""Returns the wrapped form of a key as it is kept now, None when that cannot be said. Must not
+block for long."""
 
 
 class BranchKey:
     """A branch key in use. Thread-safe. Made by KeyRing."""
 
     def __init__(
-        self, ring: KeyRing, context: EncryptionContext, wrapped: bytes, leased: LeasedKey
+        self,
+        ring: KeyRing,
+        context: EncryptionContext,
+        wrapped: bytes,
+        leased: LeasedKey,
+        kept: Kept | None = None,
     ) -> None:
         self.context = context
         self.wrapped = wrapped
+        self.kept = kept
         self._ring = ring
         self._leased = leased
         self._sealer: ObjectSealer | None = None
@@ -234,31 +248,45 @@ class KeyRing:
         self._clock = clock
         self._changed = threading.Condition()
         self._keys: list[BranchKey] = []
+        self._moved: OrderedDict[bytes, bytes] = OrderedDict()
         self._ready = True
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="key-leases", daemon=True)
         self._started = False
 
-    def create(self, context: EncryptionContext, *, timeout: float = _TIMEOUT_SECONDS) -> BranchKey:
+    def create(
+        self,
+        context: EncryptionContext,
+        *,
+        timeout: float = _TIMEOUT_SECONDS,
+        kept: Kept | None = None,
+    ) -> BranchKey:
         """Make a branch key; its `wrapped` is to be kept beside what it seals.
 
-        Raises SealwardError, KEYS_UNAVAILABLE when there is no answer within `timeout` seconds.
+        `kept` is asked when the wrapped form that the ring knows opens no more: others may have
+        replaced it. Raises SealwardError, KEYS_UNAVAILABLE when there is no answer within `timeout`
+        seconds.
         """
         asked = self._clock()
         key, wrapped, lease = self._source.create(context, timeout)
-        return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked))
+        return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked), kept)
 
     def open(
-        self, context: EncryptionContext, wrapped: bytes, *, timeout: float = _TIMEOUT_SECONDS
+        self,
+        context: EncryptionContext,
+        wrapped: bytes,
+        *,
+        timeout: float = _TIMEOUT_SECONDS,
+        kept: Kept | None = None,
     ) -> BranchKey:
-        """Open a wrapped branch key; raise SealwardError.
+        """Open a wrapped branch key; raise SealwardError. `kept`: as in `create`.
 
         KEYS_UNAVAILABLE when there is no answer within `timeout` seconds, SEAL_BROKEN when it is
         not a key of this context.
         """
         asked = self._clock()
         key, lease = self._source.open(context, wrapped, timeout)
-        return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked))
+        return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked), kept)
 
     def close(self) -> None:
         """Forget every key."""
@@ -268,6 +296,20 @@ class KeyRing:
             self._changed.notify_all()
         for key in keys:
             key.forget()
+
+    def moved(self, old: bytes, new: bytes) -> None:
+        """Renew with another wrapped form from now on: the same key, wrapped anew.
+
+        To be called once the new one is kept. Who has read the old one just before and opens it a
+        moment later is served with the new one too.
+        """
+        with self._changed:
+            self._moved[old] = new
+            while len(self._moved) > _MOVED:
+                self._moved.popitem(last=False)
+            for key in self._keys:
+                if key.wrapped == old:
+                    key.wrapped = new
 
     def release(self, branch: BranchKey) -> None:
         """Renew a key no more (BranchKey.close calls this)."""
@@ -295,10 +337,15 @@ class KeyRing:
         self._tell(all(branch.live for branch in keys))
 
     def _renew(self, branch: BranchKey) -> None:
-        asked = self._clock()
+        asked, wrapped = self._clock(), branch.wrapped
         try:
-            key, lease = self._source.open(branch.context, branch.wrapped, self._patience(asked))
+            key, lease = self._source.open(branch.context, wrapped, self._patience(asked))
         except SealwardError as error:
+            if error.reason is Reason.SEAL_BROKEN and branch.kept is not None:
+                branch.wrapped = branch.kept() or branch.wrapped
+            if branch.wrapped != wrapped:
+                # It was wrapped anew meanwhile: the answer was about a form that is not kept.
+                return
             if error.reason in _REFUSALS:
                 # Destroyed or taken away: that beats the time that the lease has left.
                 branch.forget()
@@ -321,11 +368,13 @@ class KeyRing:
             self._ready = ready
             self._on_ready(ready)
 
-    def _hold(self, context: EncryptionContext, wrapped: bytes, leased: LeasedKey) -> BranchKey:
-        branch = BranchKey(self, context, wrapped, leased)
+    def _hold(
+        self, context: EncryptionContext, wrapped: bytes, leased: LeasedKey, kept: Kept | None
+    ) -> BranchKey:
         with self._changed:
             if self._stopped:
                 raise SealwardError(Reason.DRAINING, "the service is shutting down")
+            branch = BranchKey(self, context, self._moved.get(wrapped, wrapped), leased, kept)
             self._keys.append(branch)
             if not self._started:
                 self._started = True
@@ -357,7 +406,8 @@ def _lease_from_proto(lease: keys_pb2.Lease) -> Lease:
     return Lease(lease.soft_seconds, lease.hard_seconds, lease.max_messages, lease.max_bytes)
 
 
-def _as_sealward_error(error: Exception) -> SealwardError:
+def as_sealward_error(error: Exception) -> SealwardError:
+    """Tell what a failed call to the keys service means for whoever needs a key."""
     # ValueError is a channel that was swapped under the call, or a lease without room.
     reason = _reason_of(error) if isinstance(error, grpc.Call) else None
     if reason is not None and reason in _REFUSALS:

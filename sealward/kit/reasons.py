@@ -88,6 +88,7 @@ class Reason(IntEnum):
     SEAL_BROKEN = 80
     KEYSTORE_UNAVAILABLE = 81
     CERTIFICATE_REQUEST_INVALID = 82
+    KEY_IN_USE = 84
 
     # Retention
     LOG_PURGED = 90
@@ -130,6 +131,7 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.CANCELLED: Code.CANCELLED,
         Reason.SEAL_BROKEN: Code.DATA_LOSS,
         Reason.KEYSTORE_UNAVAILABLE: Code.UNAVAILABLE,
+        Reason.KEY_IN_USE: Code.FAILED_PRECONDITION,
         Reason.LOG_PURGED: Code.FAILED_PRECONDITION,
         Reason.LOG_STATE: Code.FAILED_PRECONDITION,
         Reason.LOG_RETAINED: Code.FAILED_PRECONDITION,

@@ -12,10 +12,12 @@ from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_ser
 from sealward.api.audit.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
 from sealward.api.audit.v1.logs_pb2_grpc import add_LogAdminServiceServicer_to_server
 from sealward.api.audit.v1.review_pb2_grpc import add_ReviewServiceServicer_to_server
+from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.kit.channel import Channels
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.grpcio_front import BatchFront
+from sealward.kit.holding import HolderServicer
 from sealward.kit.identity import parse_identity, spiffe_id
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.server import GrpcServer
@@ -118,8 +120,8 @@ class AuditApp:
         )
         servicer = AuditServicer(self._shards)
         self._lifecycle = Lifecycle(
-            self._rollover, self._backend, self._ring, self._events, settings, metrics, ctx.log,
-            clock,
+            self._rollover, self._backend, self._ring, parts.wrapping, self._events, settings,
+            metrics, ctx.log, clock,
         )  # fmt: skip
         self._server = GrpcServer(
             ctx,
@@ -127,6 +129,10 @@ class AuditApp:
                 (add_AuditServiceServicer_to_server, servicer),
                 (add_ExportServiceServicer_to_server, ExportServicer(self._shards)),
                 (add_LogAdminServiceServicer_to_server, self._lifecycle.servicer),
+                (
+                    add_HolderServiceServicer_to_server,
+                    HolderServicer(self._lifecycle.holder, self._channels),
+                ),
                 (add_ReviewServiceServicer_to_server, ReviewServicer(self._shards)),
                 (_add_ingest, TraceIngest(self._committer, maker, metrics)),
             ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Protocol
+
 import structlog
 
 from services.audit.backend import Backend
@@ -14,16 +17,25 @@ from services.audit.rollover import Rollover
 from services.audit.segments import KeyRing
 from services.audit.settings import AuditSettings
 from services.audit.shard import Shard
+from services.audit.wrapping import LogKeyHolder
+
+
+class MovingRing(KeyRing, Protocol):
+    """A ring that is told when a key was wrapped anew (sealward.kit.keysclient.KeyRing)."""
+
+    def moved(self, old: bytes, new: bytes) -> None:
+        """Renew with another wrapped form from now on."""
 
 
 class Lifecycle:
-    """Retention of all logs. `servicer` serves LogAdminService."""
+    """Retention of all logs. `servicer` serves LogAdminService, `holder` has the wrapped keys."""
 
     def __init__(
         self,
         rollover: Rollover,
         backend: Backend,
-        ring: KeyRing,
+        ring: MovingRing,
+        wrapping: threading.Lock,
         events: OwnEvents,
         settings: AuditSettings,
         metrics: AuditMetrics,
@@ -31,6 +43,7 @@ class Lifecycle:
         clock: SteadyClock,
     ) -> None:
         """Compose, and complete what a power cut left half done; raise StartupError."""
+        changes = threading.Lock()
         self._rollover = rollover
         self._metrics = metrics
         self._clock = clock
@@ -50,7 +63,9 @@ class Lifecycle:
             ring,
             overlap_days=settings.key_overlap_days,
             clock=clock,
+            changes=changes,
         )
+        self.holder = LogKeyHolder(rollover, self._retention, wrapping, changes, ring.moved)
 
     def observe(self) -> None:
         """Set the gauges of the logs. To be called now and then."""

@@ -38,6 +38,7 @@ _STATES = {
 _MAX_TIME = (1 << 63) - 1
 # Entries without a time in their id, as exported spans have, are passed over to find one with it.
 _LOOK = 64
+_WAIT_SECONDS = 5.0
 
 
 class LogAdminServicer(logs_pb2_grpc.LogAdminServiceServicer):
@@ -53,6 +54,7 @@ class LogAdminServicer(logs_pb2_grpc.LogAdminServiceServicer):
         *,
         overlap_days: int,
         clock: Callable[[], int],
+        changes: threading.Lock,
     ) -> None:
         self._rollover = rollover
         self._retention = retention
@@ -61,7 +63,7 @@ class LogAdminServicer(logs_pb2_grpc.LogAdminServiceServicer):
         self._ring = ring
         self._overlap = overlap_days * DAY
         self._clock = clock
-        self._one = threading.Lock()
+        self._one = changes
 
     def ListLogs(
         self, request: pb.ListLogsRequest, context: grpc.ServicerContext
@@ -258,7 +260,8 @@ class _Held:
         self._lock = lock
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
+        # Wrapped keys on their way to a newer key-encryption key hold it for moments.
+        if not self._lock.acquire(timeout=_WAIT_SECONDS):
             raise SealwardError(
                 Reason.AUDIT_UNAVAILABLE, "another change of the logs is under way", retry_after=1.0
             )

@@ -149,6 +149,11 @@ class SealedPostgresStore:
         rows = self._database.read(query, (self._log, name))
         return bytes(rows[0][0]) if rows else None
 
+    def names(self, prefix: str) -> list[str]:
+        """See LogStore."""
+        query = "SELECT name FROM meta WHERE log = %s AND starts_with(name, %s)"
+        return sorted(row[0] for row in self._database.read(query, (self._log, prefix)))
+
     def put(self, values: Iterable[tuple[str, bytes]]) -> None:  # noqa: ARG002
         """See LogStore."""
         raise _sealed()

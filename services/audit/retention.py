@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -37,6 +37,9 @@ DAY = 24 * 3600 * 1_000_000_000
 # Rounded up, so that no year is short of a leap day.
 _YEAR = 366 * DAY
 _CHUNK = 1 << 20
+# The manifest of an archive whose wrapped keys are being replaced: it is archived again with it.
+_REOPENED = "manifest.reopened.json"
+_STORE = "log.db"
 _PURGING, _PURGED = b"purging", b"purged"
 # What opens entries, what signs, and the copies that a log keeps of its successor's keys. The list
 # of verifier keys stays: without it nobody could verify.
@@ -103,9 +106,11 @@ class Retention:
         return min(times, default=None)
 
     def resume(self) -> None:
-        """Complete the purges that were begun and not ended, as after a power cut."""
+        """Complete what was begun and not ended, as after a power cut: purges, changed archives."""
         for tenant in self._shards.tenants:
             for shard in self._shards.of(tenant).past:
+                if (shard.place.folder / _REOPENED).exists():
+                    self._archive_again(shard)
                 if shard.stored_state == _PURGING.decode():
                     self._destroy(shard)
 
@@ -131,12 +136,58 @@ class Retention:
         finally:
             shard.refresh()
 
+    def rewrap(self, shard: PastShard, values: Sequence[tuple[str, bytes]]) -> None:
+        """Replace wrapped keys of a log that has ended; an archive is archived again.
+
+        Of an archive the store alone is listed anew, and only if it was what the manifest says.
+        Raise SealwardError, LOG_STATE when it was not.
+        """
+        try:
+            if shard.state == "frozen":
+                shard.store.put(values)
+                return
+            place = shard.place
+            listed = json.loads(place.manifest.read_bytes())["files"].get(_STORE)
+            if listed is not None and listed != _digest(place.folder / _STORE):
+                raise SealwardError(
+                    Reason.LOG_STATE, f"the archive {shard.origin} is not what its manifest lists"
+                )
+            shard.close()
+            # From here on it opens as one that is written, until it is archived again.
+            place.manifest.rename(place.folder / _REOPENED)
+            _sync(place.folder)
+            self._unseal(place)
+            store = self._backend.store(place)
+            try:
+                store.put(values)
+            finally:
+                store.close()
+            self._archive_again(shard)
+        except (StoreError, OSError, ValueError, KeyError) as error:
+            raise _failed(error) from None
+
+    def _archive_again(self, shard: PastShard) -> None:
+        place, reopened = shard.place, shard.place.folder / _REOPENED
+        if not place.manifest.exists():
+            shard.close()
+            self._unseal(place)
+            self._backend.store(place).seal()
+            files = json.loads(reopened.read_bytes())["files"]
+            path = place.folder / _STORE
+            if _STORE in files:
+                files[_STORE] = _digest(path)
+                path.chmod(0o400)
+            _write(place.manifest, _manifest(files))
+            _sync(place.folder)
+        reopened.unlink()
+        shard.refresh()
+
     def _seal(self, place: Place) -> dict[str, str]:
         self._backend.store(place).seal()
         paths = list(_archived(place))
         files = {path.relative_to(place.folder).as_posix(): _digest(path) for path in paths}
         # From here on the store is opened as one that nobody writes: only then may it be closed.
-        _write(place.manifest, json.dumps({"files": files}, indent=1, sort_keys=True).encode())
+        _write(place.manifest, _manifest(files))
         for path in paths:
             path.chmod(0o400)
         if place.published.is_dir():
@@ -146,7 +197,7 @@ class Retention:
         return files
 
     def _unseal(self, place: Place) -> None:
-        for path in (place.folder / "log.db", place.manifest):
+        for path in (place.folder / _STORE, place.manifest):
             if path.exists():
                 path.chmod(0o600)
         place.manifest.unlink(missing_ok=True)
@@ -226,10 +277,22 @@ def _later_keys(store: LogStore) -> list[str]:
 
 def _archived(place: Place) -> Iterator[Path]:
     """Yield the files that an archive consists of; the index is derived and stays outside."""
-    for path in (place.folder / "log.db", place.vkey):
+    for path in (place.folder / _STORE, place.vkey):
         if path.exists():
             yield path
     yield from sorted(path for path in place.published.rglob("*") if path.is_file())
+
+
+def _manifest(files: Mapping[str, str]) -> bytes:
+    return json.dumps({"files": files}, indent=1, sort_keys=True).encode()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

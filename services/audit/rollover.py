@@ -17,7 +17,8 @@ import datetime as dt
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sealward.kit.errors import SealwardError, StartupError
@@ -56,7 +57,7 @@ from services.audit.store import EventKey, Head, LogStore, StoreError
 PREDECESSOR = "predecessor"
 _TURN = "turn"
 # The labels whose keys are announced; their values are `next/<label>/<name>`.
-_LABELS = "next"
+NEXT = "next"
 _RETRY_SECONDS = 5.0
 _SETTLE_SECONDS = 30.0
 
@@ -208,6 +209,12 @@ class Rollover:
                 lines |= dict.fromkeys(past.vkeys)
         write_vkey(self._places.first.vkey, "\n".join(lines))
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """No log turns inside the block, and nothing that the clock asks for is done."""
+        with self._lock:
+            yield
+
     # --- turn -----------------------------------------------------------------------------------
 
     def announce(self, tenant: str, label: str = "") -> str:
@@ -219,11 +226,11 @@ class Rollover:
         name = _renamed(shard.name, label or self.next_label(shard.name))
         if shard.store.get(_next(name.label, KEYS)) is None:
             values = new_log_keys(self._parts.ring, name.origin)
-            labels = f"{(shard.store.get(_LABELS) or b'').decode()} {name.label}".split()
+            labels = f"{(shard.store.get(NEXT) or b'').decode()} {name.label}".split()
             shard.store.put(
                 [
                     *((_next(name.label, key), value) for key, value in values),
-                    (_LABELS, " ".join(labels).encode()),
+                    (NEXT, " ".join(labels).encode()),
                 ]
             )
         self.write_vkeys()
@@ -378,10 +385,10 @@ class Rollover:
                 backend.discard(target)
             values = _kept(store, meant.label)
             # What is announced further ahead, as next year's log, stays announced.
-            labels = [x for x in (store.get(_LABELS) or b"").decode().split() if x != meant.label]
+            labels = [x for x in (store.get(NEXT) or b"").decode().split() if x != meant.label]
             for label in labels:
                 values += [(_next(label, name), value) for name, value in _kept(store, label)]
-            values.append((_LABELS, " ".join(labels).encode()))
+            values.append((NEXT, " ".join(labels).encode()))
         finally:
             store.close()
         name = _renamed(LogName.parse(origin.decode()), meant.label)
@@ -459,7 +466,7 @@ class Rollover:
 
 def announced(store: LogStore, label: str = "") -> list[str]:
     """Return the verifier keys of the logs to come whose keys are kept in a log's store."""
-    labels = [label] if label else (store.get(_LABELS) or b"").decode().split()
+    labels = [label] if label else (store.get(NEXT) or b"").decode().split()
     lines: list[str] = []
     for one in labels:
         state = store.get(_next(one, KEYS))
@@ -477,7 +484,7 @@ def _kept(store: LogStore, label: str) -> list[tuple[str, bytes]]:
 
 def _next(label: str, name: str) -> str:
     """Return the name under which a value of the log to come is kept in the one before it."""
-    return f"{_LABELS}/{label}/{name}"
+    return f"{NEXT}/{label}/{name}"
 
 
 def _renamed(name: LogName, label: str) -> LogName:

@@ -2,8 +2,9 @@
 
 A segment ends after 2^20 entries (the bound on a key with random nonces) or with the process: a
 start begins a new one, so that no count has to survive a crash. The wrapped key is in the store
-before the first entry under it. Within a segment the branch key's lease is renewed by the key ring;
-past its hard limit nothing is sealed or opened until the keys service answers again.
+before the first entry under it; nobody lists wrapped keys in between (`wrapping`).
+Within a segment the branch key's lease is renewed by the key ring; past its hard limit nothing is
+sealed or opened until the keys service answers again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from sealward.seal.errors import SealBrokenError
 from services.audit.store import LogStore
 
 _OPENERS = 64
+SEGMENT = "segment/"
+"""What the names of the segments' wrapped keys begin with, in a log's store."""
 
 
 class BranchKey(Protocol):
@@ -78,6 +81,7 @@ class Segments:
         *,
         tenant: str = "default",
         entries: int = MAX_ENTRIES,
+        wrapping: threading.Lock | None = None,
     ) -> None:
         self._context = EncryptionContext(tenant, "audit-segment", "new")
         self._store = store
@@ -86,13 +90,15 @@ class Segments:
         self._entries = min(entries, MAX_ENTRIES)
         self._current: _Current | None = None
         self._lock = threading.Lock()
+        self._wrapping = wrapping or threading.Lock()
         self._openers: OrderedDict[bytes, tuple[BranchKey, EntryOpener]] = OrderedDict()
 
     def begin(self) -> None:
         """Begin a segment; raise SealwardError KEYS_UNAVAILABLE or StoreError."""
         segment_id = secrets.token_bytes(SEGMENT_ID_BYTES)
-        branch = self._ring.create(self._context.about(segment_id.hex()))
-        self._store.put([(_name(segment_id), branch.wrapped)])
+        with self._wrapping:
+            branch = self._ring.create(self._context.about(segment_id.hex()))
+            self._store.put([(_name(segment_id), branch.wrapped)])
         old, self._current = (
             self._current,
             _Current(branch, segment_id, self._origin, self._entries),
@@ -122,6 +128,13 @@ class Segments:
         except SealBrokenError:
             raise _broken() from None
 
+    def close(self) -> None:
+        """Forget the keys that were opened to read."""
+        with self._lock:
+            while self._openers:
+                _, (branch, _) = self._openers.popitem()
+                branch.close()
+
     def _opener(self, segment_id: bytes) -> tuple[BranchKey, EntryOpener]:
         with self._lock:
             found = self._openers.get(segment_id)
@@ -142,7 +155,7 @@ class Segments:
 
 
 def _name(segment_id: bytes) -> str:
-    return f"segment/{segment_id.hex()}"
+    return f"{SEGMENT}{segment_id.hex()}"
 
 
 def _broken() -> SealwardError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import structlog
@@ -133,6 +133,8 @@ class Parts:
     segment_entries: int = 1 << 20
     publish_seconds: float = 0.1
     hooks: Hooks = Hooks()
+    wrapping: threading.Lock = field(default_factory=threading.Lock)
+    """Held from the making of a key to its keeping, and while wrapped keys are replaced."""
 
 
 class LiveShard:
@@ -165,7 +167,12 @@ class LiveShard:
     def _open(self, opened: ExitStack) -> None:
         parts, hooks = self._parts, self._parts.hooks
         self.segments = Segments(
-            self.store, parts.ring, self.origin, tenant=self.tenant, entries=parts.segment_entries
+            self.store,
+            parts.ring,
+            self.origin,
+            tenant=self.tenant,
+            entries=parts.segment_entries,
+            wrapping=parts.wrapping,
         )
         self.index_keys = IndexKeys(self.keys.index.use)
         self.maker = EntryMaker(self.index_keys, self.tenant)
@@ -314,6 +321,7 @@ class PastShard:
                 self._segments = Segments(
                     self.store, self._parts.ring, self.origin, tenant=self.tenant
                 )
+                self._closers.append(self._segments.close)
             return self._segments
 
     @property

@@ -210,6 +210,11 @@ class SqliteStore:
         rows = self._read("SELECT value FROM meta WHERE name = ?", (name,))
         return bytes(rows[0][0]) if rows else None
 
+    def names(self, prefix: str) -> list[str]:
+        """See LogStore."""
+        sql = "SELECT name FROM meta WHERE name LIKE ? ESCAPE '\\' ORDER BY name"
+        return [row[0] for row in self._read(sql, (_pattern(prefix),))]
+
     def put(self, values: Iterable[tuple[str, bytes]]) -> None:
         """See LogStore."""
         with self._transaction() as db:
@@ -217,10 +222,9 @@ class SqliteStore:
 
     def forget(self, prefix: str) -> int:
         """See LogStore. The pages are written over, and the file is made anew without them."""
-        pattern = prefix.replace("_", "\\_").replace("%", "\\%") + "%"
         with self._transaction() as db:
             db.execute("PRAGMA secure_delete=ON")
-            done = db.execute("DELETE FROM meta WHERE name LIKE ? ESCAPE '\\'", (pattern,))
+            done = db.execute("DELETE FROM meta WHERE name LIKE ? ESCAPE '\\'", (_pattern(prefix),))
         with self._write_lock:
             try:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -302,6 +306,10 @@ class SqliteStore:
                     except sqlite3.Error:
                         failure = StoreBrokenError("a transaction could not be undone")
                 raise failure from None
+
+
+def _pattern(prefix: str) -> str:
+    return prefix.replace("_", "\\_").replace("%", "\\%") + "%"
 
 
 def _failure(error: sqlite3.Error) -> StoreFullError | StoreBrokenError:

@@ -82,6 +82,9 @@ class LogStore(Protocol):
     def get(self, name: str) -> bytes | None:
         """Return a named value of the log (its origin, its wrapped keys)."""
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the named values that begin so, sorted."""
+
     def put(self, values: Iterable[tuple[str, bytes]]) -> None:
         """Store named values durably, all or none; raise as `commit`."""
 

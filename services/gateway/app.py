@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
+from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.gateway.v1 import gateway_pb2_grpc
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
 from sealward.api.oip.v2 import open_inference_pb2_grpc
@@ -17,6 +18,7 @@ from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.grpcio_front import UnaryFront
 from sealward.kit.grpcio_upstream import BatchUpstream
+from sealward.kit.holding import HolderServicer
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.logging import where
 from sealward.kit.reasons import Reason
@@ -148,6 +150,10 @@ class Gateway:
                 (
                     gateway_pb2_grpc.add_LogServiceServicer_to_server,
                     LogServicer(authority, audit_channels.get),
+                ),
+                (
+                    add_HolderServiceServicer_to_server,
+                    HolderServicer(self._sealer, keys_channels),
                 ),
             ],
             fronts=[self._front],

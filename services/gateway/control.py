@@ -56,6 +56,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_USER}IssueUserCertificate": "user.certificate",
         f"{_LOG}GetConsistency": "log.consistency",
         f"{_LOG}GetReceipt": "log.receipt",
+        "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",
     }
 )
 UNDO = "undo"

@@ -2,18 +2,21 @@
 
 One branch key serves all gateways of a deployment. Its wrapped form lies in the store beside what
 it seals; opening it takes the keys service, under a lease. The context of each value holds the
-token's hash.
+token's hash. When another gateway has the key wrapped anew, the ring is told the
+new form when it needs it.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import cast
 
 import redis
 import structlog
 
 from sealward.kit.errors import SealwardError
+from sealward.kit.holding import Rewrap, WrappedKey, changed
 from sealward.kit.keysclient import BranchKey, KeyRing
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
@@ -53,6 +56,43 @@ class SessionSealer:
         """The store was away and may have forgotten the key: look again before the next use."""
         self._checked = False
 
+    # --- sealward.kit.holding.Holder ----------------------------------------------------------
+
+    def places(self, tenant: str, purpose: str) -> Sequence[str]:
+        """See Holder: there is one place."""
+        if (tenant, purpose) != (CONTEXT.tenant, CONTEXT.purpose):
+            return ()
+        with self._lock:
+            return () if self._shelved() is None else (_SHELF,)
+
+    def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:
+        """See Holder. Raise SESSION_STORE_UNAVAILABLE or KEYS_UNAVAILABLE."""
+        with self._lock:
+            shelved = self._shelved()
+            if shelved is None:
+                return 0, []
+            new, failed = changed([WrappedKey(CONTEXT, shelved)], places, rewrap)
+            for _, wrapped in new:
+                if self._exchange(shelved, wrapped):
+                    self._ring.moved(shelved, wrapped)
+            return len(new), failed
+
+    def _exchange(self, old: bytes, new: bytes) -> bool:
+        """Replace what is shelved unless somebody else has; then theirs is as new as ours."""
+        try:
+            with self._redis.pipeline() as pipe:
+                pipe.watch(_SHELF)  # type: ignore[no-untyped-call]
+                if pipe.get(_SHELF) != old:
+                    return False
+                pipe.multi()
+                pipe.set(_SHELF, new)
+                pipe.execute()
+        except redis.WatchError:
+            return False
+        except STORE_ERRORS:
+            raise _unavailable() from None
+        return True
+
     def prepare(self) -> BranchKey:
         """Return the key in use, and agree with the other gateways on it first where needed."""
         key = self._key
@@ -71,12 +111,12 @@ class SessionSealer:
     def _agree(self, mine: BranchKey | None) -> BranchKey:
         shelved = self._shelved()
         if shelved is None:
-            mine = mine or self._ring.create(CONTEXT)
+            mine = mine or self._ring.create(CONTEXT, kept=self._kept)
             shelved = self._shelve(mine.wrapped)
         if mine is not None and mine.wrapped == shelved:
             return mine
         try:
-            found = self._ring.open(CONTEXT, shelved)
+            found = self._ring.open(CONTEXT, shelved, kept=self._kept)
         except SealwardError as error:
             if error.reason not in _NO_KEY:
                 raise
@@ -89,7 +129,7 @@ class SessionSealer:
     def _replace(self, mine: BranchKey | None) -> BranchKey:
         """Shelve our key, or a new one, where something lies that is no key of this deployment."""
         self._log.warning("sessions.key-replaced")
-        key = mine or self._ring.create(CONTEXT)
+        key = mine or self._ring.create(CONTEXT, kept=self._kept)
         try:
             self._redis.set(_SHELF, key.wrapped)
         except STORE_ERRORS:
@@ -97,6 +137,13 @@ class SessionSealer:
                 key.close()
             raise _unavailable() from None
         return key
+
+    def _kept(self) -> bytes | None:
+        """What is kept now; None while the store is away."""
+        try:
+            return self._shelved()
+        except SealwardError:
+            return None
 
     def _shelved(self) -> bytes | None:
         try:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
 from sealward.api.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from sealward.kit.channel import Channels
@@ -14,6 +15,7 @@ from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.exporter import SpoolExporter, otlp_sender
 from sealward.kit.grpcio_front import BatchFront
+from sealward.kit.holding import HolderServicer
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.reasons import Reason
 from sealward.kit.recorder import Recorder
@@ -29,6 +31,7 @@ from services.inference.servicer import InferenceServicer
 from services.inference.settings import InferenceSettings
 from services.inference.store import ModelStore
 from services.inference.worker import Worker
+from services.inference.wrapping import PackageKeys
 
 INFER = "/sealward.api.inference.v1.InferenceService/Infer"
 _RETRY_SECONDS = 0.1
@@ -79,7 +82,13 @@ class InferenceApp:
         )
         self._server = GrpcServer(
             ctx,
-            servicers=[(add_InferenceServiceServicer_to_server, InferenceServicer(self._registry))],
+            servicers=[
+                (add_InferenceServiceServicer_to_server, InferenceServicer(self._registry)),
+                (
+                    add_HolderServiceServicer_to_server,
+                    HolderServicer(PackageKeys(self._store), self._keys_channels),
+                ),
+            ],
             fronts=[front],
             around=self._records.around,
         )

@@ -173,11 +173,12 @@ def push(store: ModelStore, keys: SealingKeys, files: dict[str, bytes]) -> Packa
         raise SealwardError(
             Reason.ALREADY_EXISTS, "this version of the model is there already", field="version"
         )
-    key = keys.create(context_of(name, version))
-    try:
-        store.write(name, version, key.seal(pack(files)), key.wrapped)
-    finally:
-        key.close()
+    with store.wrapping:
+        key = keys.create(context_of(name, version))
+        try:
+            store.write(name, version, key.seal(pack(files)), key.wrapped)
+        finally:
+            key.close()
     return package
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -16,6 +18,11 @@ from sealward.kit.recorder import Recorder
 from services.inference.registry import Entry, State
 
 _DENIED = frozenset({Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.UNIMPLEMENTED})
+EVENTS: Mapping[str, str] = MappingProxyType(
+    {"/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass"}
+)
+"""What leaves a record when it succeeds too."""
+
 _RATE = 10.0
 _IDENTITIES = 1000
 
@@ -83,13 +90,23 @@ class InferenceRecords:
         )
 
     def around(self, call: ControlCall, proceed: Callable[[], Message]) -> Message:
-        """Record every refused control call (sealward.kit.chain.Around)."""
+        """Record changes and every refused control call (sealward.kit.chain.Around)."""
         started = time.time_ns()
         try:
-            return proceed()
+            answer = proceed()
         except SealwardError as error:
             self._refused(call, error, started)
             raise
+        event = EVENTS.get(call.method)
+        if event is not None:
+            self._recorder.record(
+                event,
+                "ok",
+                start_unix_nano=started,
+                code=Code.OK.name,
+                **_caller(call),
+            )
+        return answer
 
     def _refused(self, call: ControlCall, error: SealwardError, started: int) -> None:
         identity = call.peer.identity
@@ -103,8 +120,15 @@ class InferenceRecords:
             code=error.code.name,
             reason=error.reason.name,
             count=stands_for,
-            actor_id=identity.name,
-            actor_kind=identity.kind,
-            actor_cert=call.peer.spki_sha256.hex(),
-            rpc_method=call.method,
+            **_caller(call),
         )
+
+
+def _caller(call: ControlCall) -> dict[str, Any]:
+    identity = call.peer.identity
+    return {
+        "actor_id": identity.name,
+        "actor_kind": identity.kind,
+        "actor_cert": call.peer.spki_sha256.hex(),
+        "rpc_method": call.method,
+    }

@@ -1,12 +1,14 @@
 """Where sealed packages lie: `<folder>/<name>/<version>.sealed`, its wrapped key beside as `.key`.
 
 Knows nothing of keys or contents. Files are written to a temporary name, synced and renamed, so
-that a reader sees a whole package or none.
+that a reader sees a whole package or none. `wrapping` is held by who makes a key and keeps it, and
+by who replaces wrapped keys.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +27,7 @@ class ModelStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.wrapping = threading.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in folder.glob(f"*/*{_TEMPORARY}"):
             leftover.unlink()
@@ -55,6 +58,17 @@ class ModelStore:
         _write(key_path, wrapped)
         _write(self._path(name, version, _SEALED), sealed)
         _sync_folder(self._folder)
+
+    def wrapped(self, name: str, version: str) -> bytes | None:
+        """Return the wrapped key of a package, None when there is none; raise OSError."""
+        try:
+            return self._path(name, version, _KEY).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def replace_wrapped(self, name: str, version: str, wrapped: bytes) -> None:
+        """Replace the wrapped key of a package; raise OSError. To be called under `wrapping`."""
+        _write(self._path(name, version, _KEY), wrapped)
 
     def _path(self, name: str, version: str, suffix: str) -> Path:
         if not _is_valid(name, version):

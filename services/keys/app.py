@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
+from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.keys.v1.keys_pb2_grpc import add_KeysServiceServicer_to_server
+from sealward.api.keys.v1.rotation_pb2_grpc import add_RotationServiceServicer_to_server
 from sealward.api.keys.v1.witness_pb2_grpc import add_WitnessServiceServicer_to_server
 from sealward.kit.channel import Channels
 from sealward.kit.context import ServiceContext
@@ -20,11 +22,13 @@ from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_
 from sealward.seal.lease import Lease
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.enrolment import EnrolmentFolder
+from services.keys.holding import OwnKeysServicer, WitnessHolder
 from services.keys.keystore import Content, Keystore, open_or_create
 from services.keys.profiles import Lives, profile_of
 from services.keys.providers.base import CertificateAuthority
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.records import CallRecords, Recorder, RefusalLimit, about_actor
+from services.keys.rotation import Confirmations, RotationServicer
 from services.keys.servicer import KeysServicer
 from services.keys.settings import KeysSettings
 from services.keys.unlock import unlock_source
@@ -81,10 +85,10 @@ class OwnCertificate:
         self._ctx = ctx
         self._authority = authority
         self._recorder = recorder
-        self._identity: Identity = parse_identity(
+        self.identity: Identity = parse_identity(
             spiffe_id(ctx.settings.trust_domain, "service", "keys")
         )
-        self._profile = profile_of(self._identity, lives)
+        self._profile = profile_of(self.identity, lives)
 
     def renew(self) -> Material:
         """Make a key and a certificate and put them into use; raise SealwardError."""
@@ -94,8 +98,8 @@ class OwnCertificate:
             "keys.certificate",
             "ok",
             code=Code.OK.name,
-            target=self._identity.uri,
-            **about_actor(self._identity),
+            target=self.identity.uri,
+            **about_actor(self.identity),
         )
         material = load_material(key_to_pem(key), issued.chain_pem, self._authority.bundle_pem)
         self._ctx.credentials.install(material)
@@ -156,6 +160,7 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         trust_domain=settings.trust_domain,
         clock=lambda: int(time.time()),
     )
+    rotation = RotationServicer(branches, Confirmations(), recorder)
     own = OwnCertificate(ctx, authority, lives, recorder)
     own.renew()
     channels = Channels(ctx.credentials, settings.audit_address, ctx.server_name("audit"))
@@ -175,6 +180,11 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
                 KeysServicer(branches, authority, lease, lives),
             ),
             (add_WitnessServiceServicer_to_server, WitnessServicer(witness)),
+            (add_RotationServiceServicer_to_server, rotation),
+            (
+                add_HolderServiceServicer_to_server,
+                OwnKeysServicer(WitnessHolder(witness), rotation, own.identity),
+            ),
         ],
         around=CallRecords(recorder, RefusalLimit()),
     )

@@ -17,6 +17,7 @@ GRANTS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "service/gateway": frozenset({"session", "user"}),
         "service/inference": frozenset({"model", "job"}),
+        "service/keys": frozenset({"witness"}),
         "service/audit": frozenset({"audit-segment", "audit-index", "log-signing"}),
     }
 )
@@ -24,9 +25,19 @@ GRANTS: Mapping[str, frozenset[str]] = MappingProxyType(
 
 def check(caller: Identity, context: EncryptionContext) -> None:
     """Raise IDENTITY_FORBIDDEN unless the caller may have keys of this purpose."""
-    if context.purpose not in GRANTS.get(caller.role, ()):
+    check_purpose(caller, context.purpose)
+
+
+def check_purpose(caller: Identity, purpose: str) -> None:
+    """As `check`, of a purpose alone."""
+    if purpose not in GRANTS.get(caller.role, ()):
         raise SealwardError(
             Reason.IDENTITY_FORBIDDEN,
             f"{caller.role} has no keys of this purpose",
             field="context.purpose",
         )
+
+
+def holder_of(purpose: str) -> str:
+    """Return who keeps branch keys of a purpose, as `service/audit`; empty when nobody does."""
+    return next((role for role, purposes in GRANTS.items() if purpose in purposes), "")

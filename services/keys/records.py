@@ -23,13 +23,21 @@ from sealward.kit.identity import Identity
 from sealward.kit.reasons import Code, Reason
 
 _SERVICE = "/sealward.api.keys.v1.KeysService"
+_ROTATION = "/sealward.api.keys.v1.RotationService"
 EVENTS: Mapping[str, str] = MappingProxyType(
     {
         f"{_SERVICE}/CreateBranchKey": "keys.branch-create",
         f"{_SERVICE}/OpenBranchKey": "keys.branch-open",
         f"{_SERVICE}/IssueCertificate": "keys.certificate",
+        f"{_ROTATION}/RotateKey": "keys.rotate",
+        f"{_ROTATION}/RewrapKeys": "keys.rewrap",
+        f"{_ROTATION}/ConfirmRewrap": "keys.rewrap-confirm",
+        f"{_ROTATION}/RetireKey": "keys.retire",
+        "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",
     }
 )
+# Recorded by their servicer before they take effect; here only when they fail.
+_BEFORE = frozenset({"keys.retire"})
 _DENIED = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 
 
@@ -100,9 +108,9 @@ class CallRecords:
             self._refused(call, SealwardError(Reason.INTERNAL, ""), started)
             raise
         event = EVENTS.get(call.method)
-        if event is not None:
+        if event is not None and event not in _BEFORE:
             self._recorder.record(
-                event, "ok", start_unix_nano=started, code=Code.OK.name, **_about(call)
+                event, "ok", start_unix_nano=started, code=Code.OK.name, **about_call(call)
             )
         return response
 
@@ -116,18 +124,19 @@ class CallRecords:
             start_unix_nano=started,
             code=error.code.name,
             reason=error.reason.name,
-            count=stands_for,
-            **_about(call),
+            **{**about_call(call), "count": stands_for},
         )
 
 
-def _about(call: ControlCall) -> dict[str, str | None]:
-    target = call.attributes.get("target")
+def about_call(call: ControlCall) -> dict[str, Any]:
+    """The attributes that say who made a call, and what the servicer left about it."""
+    target, count = call.attributes.get("target"), call.attributes.get("count")
     return {
         **about_actor(call.peer.identity),
         "actor_cert": call.peer.spki_sha256.hex(),
         "rpc_method": call.method,
         "target": str(target) if target else None,
+        "count": int(count) if count is not None else None,
     }
 
 

@@ -53,6 +53,12 @@ class WitnessKeys(Protocol):
     def cosigners(self) -> Sequence[Cosigner]:
         """What cosigns; raise SealwardError when the provider cannot answer now."""
 
+    def rewrap(self) -> bool:
+        """Move what is kept on to the newest version of its key-encryption key, where it has one.
+
+        Return whether there was anything to do; raise SealwardError.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class _Stored:

@@ -83,6 +83,10 @@ class Witness:
             os.close(self._flock)
             raise
 
+    def rewrap(self) -> bool:
+        """Move its wrapped key on; return whether there was anything to do. Raise SealwardError."""
+        return self._keys.rewrap()
+
     @property
     def verifiers(self) -> list[str]:
         """The witness's verifier key lines, Ed25519 first."""

@@ -1,8 +1,11 @@
 """The branch key that all gateways share, and what happens when store or keys are away."""
 
+from __future__ import annotations
+
 import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import redis
@@ -13,7 +16,8 @@ from sealward.kit.keysclient import KeyRing
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
 from sealward.seal.lease import Lease
-from services.gateway.sealing import SessionSealer
+from services.gateway.sealing import CONTEXT, SessionSealer
+from tests.support.local_keys import LocalKeys
 
 LEASE = Lease(60, 120, 1000, 1 << 20)
 NAME = "ab" * 32
@@ -63,9 +67,45 @@ class Shelf:
         if not nx or key not in self.values:
             self.values[key] = value
 
+    def pipeline(self) -> Exchange:
+        return Exchange(self)
+
     def _answer(self) -> None:
         if not self.up:
             raise redis.ConnectionError
+
+
+class Exchange:
+    """A transaction on watched keys; `between` is what somebody else does just before its end."""
+
+    between: Callable[[Shelf], None] = staticmethod(lambda _shelf: None)
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf, self._sets = shelf, {}  # type: ignore[var-annotated]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def watch(self, *_keys: str) -> None:
+        self._seen = dict(self._shelf.values)
+
+    def get(self, key: str) -> bytes | None:
+        return self._shelf.get(key)
+
+    def multi(self) -> None:
+        pass
+
+    def set(self, key: str, value: bytes) -> None:
+        self._sets[key] = value
+
+    def execute(self) -> None:
+        self.between(self._shelf)
+        if self._shelf.values != self._seen:
+            raise redis.WatchError
+        self._shelf.values.update(self._sets)
 
 
 @pytest.fixture
@@ -196,3 +236,82 @@ def test_the_store_away(gateway: Gateway, shelf: Shelf) -> None:
     assert reason(lambda: sealer.seal(b"x", NAME)) is Reason.SESSION_STORE_UNAVAILABLE
     shelf.up = True
     sealer.seal(b"x", NAME)
+
+
+# --- the key moves on to a newer key-encryption key -----------------------------------------------
+
+PLACE = "sess-key:default"
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalKeys]:
+    made = LocalKeys(tmp_path / "keys")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair(local: LocalKeys, shelf: Shelf) -> Iterator[list[SessionSealer]]:
+    """Two gateways on one store."""
+    rings = [local.ring(), local.ring()]
+    made = []
+    for ring in rings:
+        sealer = SessionSealer(redis.ConnectionPool(), ring, structlog.get_logger())
+        sealer._redis = shelf  # type: ignore[assignment]
+        made.append(sealer)
+    yield made
+    for ring in rings:
+        ring.close()
+
+
+def test_sessions_stay_while_the_key_moves_on(
+    local: LocalKeys, shelf: Shelf, pair: list[SessionSealer]
+) -> None:
+    one, two = pair
+    sealed = one.seal(b"session", NAME)
+    assert two.open(sealed, NAME) == b"session"
+    local.rotate()
+    answer = local.move(one, "service/gateway")["default/session"]
+    assert (answer.total, answer.moved, answer.confirmed) == (1, 1, True)
+    local.retire()
+    for sealer in pair:
+        branch = sealer.prepare()
+        # The time of the lease is over: the ring asks anew.
+        sealer._ring._renew(branch)
+        assert sealer.open(sealed, NAME) == b"session"
+        assert branch.wrapped == shelf.values[PLACE]
+
+
+def test_a_store_without_a_key_has_nothing_to_move(
+    local: LocalKeys, pair: list[SessionSealer]
+) -> None:
+    assert pair[0].places("default", "session") == ()
+    assert pair[0].places("other", "session") == ()
+    assert pair[0].rewrap([PLACE], lambda _keys: []) == (0, [])
+
+
+def test_what_another_gateway_shelved_meanwhile_is_left(
+    local: LocalKeys, shelf: Shelf, pair: list[SessionSealer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = pair
+    one.prepare()
+    local.rotate()
+    _, theirs = local.provider.create(CONTEXT)
+    monkeypatch.setattr(
+        Exchange, "between", staticmethod(lambda shelf: shelf.values.update({PLACE: theirs}))
+    )
+    one.rewrap([PLACE], lambda keys: local.provider.rewrap([(k.context, k.wrapped) for k in keys]))
+    assert shelf.values[PLACE] == theirs
+
+
+def test_a_store_that_is_away_is_told(
+    local: LocalKeys, shelf: Shelf, pair: list[SessionSealer]
+) -> None:
+    pair[0].prepare()
+    local.rotate()
+    shelf.up = False
+    assert reason(lambda: local.move(pair[0], "service/gateway")) is (
+        Reason.SESSION_STORE_UNAVAILABLE
+    )
+    shelf.up = True
+    assert local.move(pair[0], "service/gateway")["default/session"].confirmed

@@ -118,6 +118,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The keystore is locked or damaged."""
     REASON_CERTIFICATE_REQUEST_INVALID: _Reason.ValueType  # 82
     """A certificate request that the service does not sign."""
+    REASON_KEY_IN_USE: _Reason.ValueType  # 84
+    """An older version of a key is not destroyed: who keeps keys under it has not said that it needs
+    them no more.
+    """
     REASON_LOG_PURGED: _Reason.ValueType  # 90
     """--- Retention ------------------------------------------------------------------------------
     The keys of this log were destroyed at the end of its retention: its proofs hold, its entries
@@ -235,6 +239,10 @@ REASON_KEYSTORE_UNAVAILABLE: Reason.ValueType  # 81
 """The keystore is locked or damaged."""
 REASON_CERTIFICATE_REQUEST_INVALID: Reason.ValueType  # 82
 """A certificate request that the service does not sign."""
+REASON_KEY_IN_USE: Reason.ValueType  # 84
+"""An older version of a key is not destroyed: who keeps keys under it has not said that it needs
+them no more.
+"""
 REASON_LOG_PURGED: Reason.ValueType  # 90
 """--- Retention ------------------------------------------------------------------------------
 The keys of this log were destroyed at the end of its retention: its proofs hold, its entries

@@ -1,0 +1,59 @@
+"""The wrapped keys that this service keeps itself: those of its witness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sealward.api.keys.v1 import rotation_pb2 as pb
+from sealward.kit.errors import SealwardError
+from sealward.kit.holding import Holder, HolderServicer, Rewrap
+from sealward.kit.identity import Identity
+from sealward.kit.reasons import Reason
+from services.keys.rotation import RotationServicer
+from services.keys.witness.cosigning import PURPOSE, TENANT
+
+_PLACE = "witness"
+
+
+class Rewraps(Protocol):
+    """Something of this service that moves its own wrapped key on."""
+
+    def rewrap(self) -> bool:
+        """Move it on; return whether it was under an older version. Raise SealwardError."""
+
+
+class WitnessHolder:
+    """Holder (sealward.kit.holding) of the witness's key. The witness asks the provider itself."""
+
+    def __init__(self, witness: Rewraps) -> None:
+        self._witness = witness
+
+    def places(self, tenant: str, purpose: str) -> Sequence[str]:
+        """See Holder."""
+        return (_PLACE,) if (tenant, purpose) == (TENANT, PURPOSE) else ()
+
+    def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:  # noqa: ARG002
+        """See Holder."""
+        try:
+            return int(self._witness.rewrap()), []
+        except SealwardError as error:
+            if error.reason is not Reason.SEAL_BROKEN:
+                raise
+            return 0, list(places)
+
+
+class OwnKeysServicer(HolderServicer):
+    """HolderService of the keys service: what others ask it over the wire, it asks itself."""
+
+    def __init__(self, holder: Holder, rotation: RotationServicer, identity: Identity) -> None:
+        self._holder = holder
+        self._rotation = rotation
+        self._identity = identity
+
+    def _call(self, method: str, request: Any) -> Any:
+        if method == "ListKeys":
+            return self._rotation.listed(self._identity)
+        if isinstance(request, pb.ConfirmRewrapRequest):
+            return self._rotation.confirm(request)
+        raise ValueError("the provider is asked without a call")
