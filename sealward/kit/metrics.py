@@ -16,6 +16,7 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
+from sealward.kit.hardening import dumpable
 from sealward.kit.reasons import Code
 from sealward.kit.settings import split_address
 from sealward.kit.tls import Credentials
@@ -59,6 +60,11 @@ def process_metrics(registry: CollectorRegistry, service: str, version: str) -> 
     Gauge("sealward_start_time_seconds", "When this process started", registry=registry).set(
         time.time()
     )
+    Gauge(
+        "sealward_process_dumpable",
+        "1 when a crash could write the memory of this process into a core file",
+        registry=registry,
+    ).set_function(dumpable)
 
 
 class _Handler(WSGIRequestHandler):

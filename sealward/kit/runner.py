@@ -5,10 +5,7 @@ Whatever is missing or broken stops the start with one line on standard error an
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import os
-import resource
 import signal
 import socket
 import ssl
@@ -25,14 +22,13 @@ from sealward import __version__
 from sealward.kit.context import App, ServiceContext
 from sealward.kit.enroll import enroll, private_folder
 from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.hardening import harden
 from sealward.kit.health import Health
 from sealward.kit.identity import PeerReader
 from sealward.kit.logging import get_logger, silence_foreign, where
 from sealward.kit.metrics import MetricsListener, ServerMetrics, process_metrics
 from sealward.kit.settings import S, load, split_address
 from sealward.kit.tls import Credentials
-
-_PR_SET_DUMPABLE = 4
 
 
 def run(
@@ -50,7 +46,7 @@ def run(
     log = get_logger(service)
     silence_foreign(log)
     try:
-        _harden()
+        harden()
         settings = load(settings_type, service)
         private_folder(settings.data_dir)
         ctx = _context(service, settings, log)
@@ -69,15 +65,6 @@ def _refuse(log: Any, reason: str) -> int:
     log.critical("start.refused", reason=reason)
     print(f"error: {reason}", file=sys.stderr)  # noqa: T201
     return 1
-
-
-def _harden() -> None:
-    """No core dump and no ptrace by the same account: keys live in this memory."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise StartupError("prctl(PR_SET_DUMPABLE) failed")
 
 
 def _context(service: str, settings: S, log: Any) -> ServiceContext[S]:

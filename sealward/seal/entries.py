@@ -19,7 +19,7 @@ from __future__ import annotations
 import hmac
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tink
@@ -68,13 +68,15 @@ def _primitive(key: bytes) -> Any:
 
 
 class _Segment:
-    """The derived key of a segment and what is bound to each of its entries."""
+    """What begins each entry of a segment and is bound to it, with the key in a cipher."""
 
-    def __init__(self, branch_key: bytes, segment_id: bytes, origin: str) -> None:
+    def __init__(
+        self, branch_key: bytes, segment_id: bytes, origin: str, cipher: Callable[[bytes], Any]
+    ) -> None:
         if len(branch_key) != KEY_BYTES or len(segment_id) != SEGMENT_ID_BYTES:
             raise ValueError(f"a key has {KEY_BYTES} bytes, a segment id {SEGMENT_ID_BYTES}")
         material = HKDF(hashes.SHA256(), 2 * KEY_BYTES, salt=None, info=_INFO).derive(branch_key)
-        self._key = material[:KEY_BYTES]
+        self._aead = cipher(material[:KEY_BYTES])
         self._head = segment_id + material[KEY_BYTES:]
         self._bound = segment_id + origin.encode()
 
@@ -98,8 +100,7 @@ class EntrySealer(_Segment):
     """
 
     def __init__(self, branch_key: bytes, segment_id: bytes, origin: str, *, used: int = 0) -> None:
-        super().__init__(branch_key, segment_id, origin)
-        self._aead = AESGCM(self._key)
+        super().__init__(branch_key, segment_id, origin, AESGCM)
         self._lock = threading.Lock()
         self._left = MAX_ENTRIES - used
 
@@ -136,8 +137,7 @@ class EntryOpener(_Segment):
     """Opens the entries of one segment. Thread-safe."""
 
     def __init__(self, branch_key: bytes, segment_id: bytes, origin: str) -> None:
-        super().__init__(branch_key, segment_id, origin)
-        self._aead = _primitive(self._key)
+        super().__init__(branch_key, segment_id, origin, _primitive)
 
     def open(self, prefix: bytes, sealed: bytes) -> bytes:
         """Open one entry under its clear part; raise SealBrokenError.

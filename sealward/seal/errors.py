@@ -23,4 +23,8 @@ class UnlockError(SealError):
 
 
 class LeaseExpiredError(SealError):
-    """A leased key is past one of its bounds and has been forgotten."""
+    """A leased key is past its bound of `time`, `messages` or `bytes`, or it was `forgotten`."""
+
+    def __init__(self, text: str, bound: str = "messages") -> None:
+        super().__init__(text)
+        self.bound = bound

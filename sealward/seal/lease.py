@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sealward.seal.errors import LeaseExpiredError
+from sealward.seal.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class LeasedKey:
         self, key: bytes, lease: Lease, clock: Callable[[], float], granted: float
     ) -> None:
         self._lock = threading.Lock()
-        self._key: bytes | None = key
+        self._key: Secret | None = Secret(key)
         self._clock = clock
         self._messages = lease.max_messages
         self._bytes = lease.max_bytes
@@ -57,12 +58,14 @@ class LeasedKey:
             if self._clock() >= self.hard_at:
                 self._key = None
             if self._key is None:
-                raise LeaseExpiredError("the lease of the key has run out")
+                bound = "time" if self._clock() >= self.hard_at else "forgotten"
+                raise LeaseExpiredError("the lease of the key has run out", bound)
             if messages > self._messages or size > self._bytes:
-                raise LeaseExpiredError("the lease of the key is used up")
+                bound = "messages" if messages > self._messages else "bytes"
+                raise LeaseExpiredError("the lease of the key is used up", bound)
             self._messages -= messages
             self._bytes -= size
-            return self._key
+            return self._key.reveal()
 
     @property
     def renewal_due(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pyrage
 
 from sealward.seal.errors import UnlockError
+from sealward.seal.secret import Secret
 
 MIN_PASSPHRASE = 12
 _IDENTITY = "AGE-SECRET-KEY-1"
@@ -25,7 +26,7 @@ class UnlockSecret:
         lines = [line.strip() for line in text.splitlines()]
         identities = [line for line in lines if line.startswith(_IDENTITY)]
         self._identity: pyrage.x25519.Identity | None = None
-        self._passphrase = ""
+        self._passphrase = Secret(b"")
         if identities:
             if len(identities) > 1:
                 raise UnlockError("the unlock secret holds more than one age identity")
@@ -34,8 +35,9 @@ class UnlockSecret:
             except pyrage.IdentityError:
                 raise UnlockError("the unlock secret is not a valid age identity") from None
             return
-        self._passphrase = text.rstrip("\r\n")
-        if len(self._passphrase) < MIN_PASSPHRASE or len(self._passphrase.splitlines()) != 1:
+        passphrase = text.rstrip("\r\n")
+        self._passphrase = Secret(passphrase.encode())
+        if len(passphrase) < MIN_PASSPHRASE or len(passphrase.splitlines()) != 1:
             raise UnlockError(
                 "the unlock secret must be an age identity (AGE-SECRET-KEY-1…) or one line of "
                 f"passphrase with at least {MIN_PASSPHRASE} characters"
@@ -46,7 +48,7 @@ class UnlockSecret:
         sealed: bytes = (
             pyrage.encrypt(root, [self._identity.to_public()])
             if self._identity is not None
-            else pyrage.passphrase.encrypt(root, self._passphrase)
+            else pyrage.passphrase.encrypt(root, self._passphrase.reveal().decode())
         )
         return sealed
 
@@ -56,7 +58,7 @@ class UnlockSecret:
             root: bytes = (
                 pyrage.decrypt(sealed, [self._identity])
                 if self._identity is not None
-                else pyrage.passphrase.decrypt(sealed, self._passphrase)
+                else pyrage.passphrase.decrypt(sealed, self._passphrase.reveal().decode())
             )
         except pyrage.DecryptError:
             raise UnlockError("wrong unlock secret, or a damaged file") from None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import socket
-import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +26,8 @@ from sealward.cli.connect import Admin, open_channel, user_material
 from sealward.cli.errors import CliError
 from sealward.cli.spans import span_to_json
 from sealward.kit.attributes import PATIENT_REFERENCE
-from sealward.kit.settings import split_address
-from sealward.kit.tls import Credentials, make_csr, new_key
+from sealward.kit.tls import make_csr, new_key
+from tests.support.searching import scraped
 from tests.support.suites import RunningSuite, request, running, until
 
 TEXT = "ZZPHICANARY4415926535"
@@ -243,19 +241,3 @@ def search(suite: RunningSuite, wanted: list[re.Pattern[bytes]], allowed: set[Pa
         if found_in(str(name).encode() + b"\n" + data, wanted):
             found.append(name)
     return found
-
-
-def scraped(suite: RunningSuite) -> Iterator[bytes]:
-    """The metrics of each service."""
-    context = Credentials(ensure_admin(suite.suite)).ssl_context(ssl.Purpose.SERVER_AUTH)
-    context.check_hostname = False
-    for places in suite.suite.endpoints().values():
-        address = split_address(places["metrics"])
-        with (
-            socket.create_connection(address, timeout=10) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            secure.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-            data = b"".join(iter(lambda: secure.recv(65536), b""))
-        assert b"sealward_build_info" in data
-        yield data

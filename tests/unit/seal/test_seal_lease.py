@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import suppress
+
 import pytest
 
 from sealward.seal.errors import LeaseExpiredError
@@ -83,13 +87,103 @@ def test_a_refused_use_is_not_counted() -> None:
     assert key.use(size=800, messages=8) == KEY
 
 
+@pytest.mark.parametrize(
+    ("use", "later", "bound"),
+    [
+        ({}, 900, "time"),
+        ({"messages": 9}, 0, "messages"),
+        ({"size": 801}, 0, "bytes"),
+        ({"size": 801, "messages": 9}, 0, "messages"),
+    ],
+)
+def test_a_refusal_names_its_bound(use: dict[str, int], later: float, bound: str) -> None:
+    clock = Clock()
+    key = leased(clock)
+    clock.now += later
+    with pytest.raises(LeaseExpiredError) as caught:
+        key.use(**use)
+    assert caught.value.bound == bound
+
+
+class Hesitant(int):
+    """Lets another thread run between a comparison and what follows from it."""
+
+    def __gt__(self, other: int) -> bool:
+        found = int(self) > other
+        time.sleep(0)
+        return found
+
+
+@pytest.mark.parametrize("counted", ["messages", "size"])
+def test_bounds_hold_whatever_uses_it_at_once(counted: str) -> None:
+    """Eight threads take what there is: never more than the lease allows, and all of it."""
+    key = leased(Clock(), max_messages=2000, max_bytes=2000)
+    one = Hesitant(1)
+    use = {"messages": one, "size": 0} if counted == "messages" else {"messages": 0, "size": one}
+    taken: list[int] = []
+    together = threading.Barrier(8)
+
+    def take() -> None:
+        mine = 0
+        together.wait(10)
+        with suppress(LeaseExpiredError):
+            while key.use(**use) == KEY:
+                mine += 1
+        taken.append(mine)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(taken) == 8
+    assert sum(taken) == 2000
+
+
+def test_no_thread_gets_a_key_that_another_has_seen_expire() -> None:
+    """The clock runs out while eight threads use the key: after a refusal nobody is served."""
+    started = threading.Barrier(8)
+    over = threading.Event()
+    served_after: list[bool] = []
+    bounds: set[str] = set()
+
+    class Ticking(Clock):
+        def __call__(self) -> float:
+            self.now += 0.01
+            return self.now
+
+    key = leased(Ticking(), hard_seconds=320, max_messages=1 << 40)
+
+    def take() -> None:
+        started.wait(10)
+        while True:
+            seen = over.is_set()
+            try:
+                key.use()
+            except LeaseExpiredError as error:
+                bounds.add(error.bound)
+                over.set()
+                return
+            served_after.append(seen)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert bounds == {"time"}
+    assert not any(served_after)
+    assert not key.live
+
+
 def test_forget() -> None:
     key = leased(Clock())
     key.forget()
     assert not live(key)
     assert due(key)
-    with pytest.raises(LeaseExpiredError):
+    with pytest.raises(LeaseExpiredError) as caught:
         key.use()
+    assert caught.value.bound == "forgotten"
 
 
 @pytest.mark.parametrize(
