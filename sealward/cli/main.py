@@ -23,6 +23,7 @@ from sealward.cli import (
     keys,
     login,
     model,
+    policy,
     session,
     status,
     up,
@@ -54,8 +55,8 @@ def build() -> typer.Typer:
     for name, verb in verbs.items():
         app.command(name)(verb)
     nouns = {
-        "user": user.app, "session": session.app, "model": model.app, "audit": audit.app,
-        "keys": keys.app, "certs": certs.app, "config": config.app,
+        "user": user.app, "session": session.app, "policy": policy.app, "model": model.app,
+        "audit": audit.app, "keys": keys.app, "certs": certs.app, "config": config.app,
     }  # fmt: skip
     for name, noun in nouns.items():
         app.add_typer(noun, name=name)

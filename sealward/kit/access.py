@@ -62,6 +62,24 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service(
+            "sealward.api.gateway.v1.PolicyService",
+            dict.fromkeys(
+                (
+                    "GetPolicy",
+                    "ListPolicies",
+                    "ProposePolicy",
+                    "ApprovePolicy",
+                    "RejectPolicy",
+                    "ExplainPolicy",
+                    "TestPolicy",
+                    "DiffPolicy",
+                    "SetShadowPolicy",
+                    "GetShadowPolicy",
+                ),
+                _PEOPLE,
+            ),
+        ),
+        **_service(
             "sealward.api.gateway.v1.LogService",
             {"GetConsistency": _PEOPLE, "GetReceipt": _PEOPLE},
         ),

@@ -44,6 +44,10 @@ TARGET = "sealward.target"
 """What a control call acted on: a user name, a session id, a key's purpose. Never a patient."""
 COUNT = "sealward.count"
 """How many things a control call acted on, or how many events a summary stands for."""
+CHANGE_BEFORE = "sealward.change.before"
+"""SHA-256 of what was in force before a change, hexadecimal."""
+CHANGE_AFTER = "sealward.change.after"
+"""SHA-256 of what is in force after it."""
 VERDICT = "sealward.review.verdict"
 """What a reviewer decided of an event: `justified`, `not-justified` or `escalated`."""
 CLOCK_SOURCE = "sealward.clock.source"
@@ -64,8 +68,8 @@ ALLOWED = frozenset(
         SESSION_ID, PURPOSE, BREAK_GLASS, BREAK_GLASS_REASON, MODEL_NAME, MODEL_VERSION,
         MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
         POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
-        PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CLOCK_SOURCE,
-        CLOCK_SYNCHRONISED, CLOCK_OFFSET, CLOCK_ERROR, METHOD, SERVICE_NAME,
+        PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CHANGE_BEFORE, CHANGE_AFTER,
+        CLOCK_SOURCE, CLOCK_SYNCHRONISED, CLOCK_OFFSET, CLOCK_ERROR, METHOD, SERVICE_NAME,
     }
 )  # fmt: skip
 """What a producer may send."""
@@ -76,7 +80,9 @@ EVENT_TYPES = frozenset(
     {
         "inference.predict", "model.load", "model.metadata", "model.ready", "server.metadata",
         "session.login", "session.logout", "session.list", "session.revoke",
-        "session.denied-summary", "user.create", "user.disable", "user.list", "user.certificate",
+        "session.denied-summary", "policy.change", "policy.diff", "policy.explain",
+        "policy.propose", "policy.read", "policy.reject", "policy.shadow", "policy.test",
+        "user.create", "user.disable", "user.list", "user.certificate",
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
         "audit.conflict", "audit.start", "audit.gap", "audit.clock", "audit.report", "audit.export",
         "audit.reconcile", "audit.reindex", "audit.review", "audit.hold", "audit.release",

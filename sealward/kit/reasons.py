@@ -55,6 +55,7 @@ class Reason(IntEnum):
     PURPOSE_UNKNOWN = 22
     METADATA_UNKNOWN = 23
     METADATA_INVALID = 24
+    POLICY_CHANGED = 25
 
     # What they sent
     REQUEST_MALFORMED = 40
@@ -113,6 +114,7 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.PASSWORD_CHANGE_REQUIRED: Code.FAILED_PRECONDITION,
         Reason.RATE_LIMITED: Code.RESOURCE_EXHAUSTED,
         Reason.POLICY_DENIED: Code.PERMISSION_DENIED,
+        Reason.POLICY_CHANGED: Code.ABORTED,
         Reason.MODEL_UNKNOWN: Code.NOT_FOUND,
         Reason.MODEL_NOT_READY: Code.UNAVAILABLE,
         Reason.MESSAGE_TOO_LARGE: Code.RESOURCE_EXHAUSTED,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
-from sealward.api.gateway.v1 import gateway_pb2_grpc
+from sealward.api.gateway.v1 import gateway_pb2_grpc, policy_pb2_grpc
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
 from sealward.api.oip.v2 import open_inference_pb2_grpc
 from sealward.kit.channel import Channels
@@ -34,6 +34,9 @@ from services.gateway.oip import InferenceServicer
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import METHOD, Pipeline, audit_lost
 from services.gateway.policy import load_policy
+from services.gateway.policy.changes import PolicyChanges
+from services.gateway.policy.store import PolicyStore
+from services.gateway.policy_servicer import PolicyServicer
 from services.gateway.sealing import SessionSealer
 from services.gateway.servicer import LogServicer, SessionServicer, UserServicer
 from services.gateway.sessions import SessionStore, make_pool
@@ -103,7 +106,13 @@ class Gateway:
             on_state=self._sessions_are,
         )  # fmt: skip
 
-        policy = load_policy(settings.policy_file)
+        self._policies = PolicyStore(settings.data_dir / "policies.db")
+        changes = PolicyChanges(
+            self._policies,
+            load_policy(settings.policy_file),
+            fixed=settings.policy_file is not None,
+        )
+        policy = changes.live
         authority = Authority(self._store, policy)
         denials = DenialLimit()
         writer = EventWriter()
@@ -146,6 +155,10 @@ class Gateway:
                         keys_channels.get,
                         settings.trust_domain,
                     ),
+                ),
+                (
+                    policy_pb2_grpc.add_PolicyServiceServicer_to_server,
+                    PolicyServicer(authority, changes, self._users, lambda: self._catalog.names),
                 ),
                 (
                     gateway_pb2_grpc.add_LogServiceServicer_to_server,
@@ -201,6 +214,7 @@ class Gateway:
         self._ring.close()
         self._passwords.close()
         self._users.close()
+        self._policies.close()
         for channels in self._all_channels:
             channels.close()
 

@@ -54,6 +54,11 @@ class Catalog:
         """Whether inference lists a model of this name, ready or not."""
         return model in self._versions
 
+    @property
+    def names(self) -> list[str]:
+        """The models that inference lists, sorted."""
+        return sorted(self._versions)
+
     def attributes(self, model: str, version: str) -> bytes:
         """Encode name and version for the record of a call that did not run.
 

@@ -32,6 +32,7 @@ from services.gateway.pipeline import audit_lost, receipt_trailers
 _OIP = "/inference.GRPCInferenceService/"
 _SESSION = "/sealward.api.gateway.v1.SessionService/"
 _USER = "/sealward.api.gateway.v1.UserService/"
+_POLICY = "/sealward.api.gateway.v1.PolicyService/"
 _LOG = "/sealward.api.gateway.v1.LogService/"
 
 UNRECORDED = frozenset({f"{_OIP}ServerLive", f"{_OIP}ServerReady"})
@@ -54,6 +55,16 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_USER}DisableUser": "user.disable",
         f"{_USER}ListUsers": "user.list",
         f"{_USER}IssueUserCertificate": "user.certificate",
+        f"{_POLICY}GetPolicy": "policy.read",
+        f"{_POLICY}ListPolicies": "policy.read",
+        f"{_POLICY}ProposePolicy": "policy.propose",
+        f"{_POLICY}ApprovePolicy": "policy.change",
+        f"{_POLICY}RejectPolicy": "policy.reject",
+        f"{_POLICY}ExplainPolicy": "policy.explain",
+        f"{_POLICY}TestPolicy": "policy.test",
+        f"{_POLICY}DiffPolicy": "policy.diff",
+        f"{_POLICY}SetShadowPolicy": "policy.shadow",
+        f"{_POLICY}GetShadowPolicy": "policy.shadow",
         f"{_LOG}GetConsistency": "log.consistency",
         f"{_LOG}GetReceipt": "log.receipt",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.policy import NO_RULE, POLICY_RPCS, CedarPolicy, PolicyError
+from services.gateway.policy.explain import differences
 from services.gateway.purposes import PURPOSES
 from services.gateway.users import ROLES
 from tests.support.policy_table import ANY, Rule, Table
@@ -68,3 +69,20 @@ def test_any_text_is_a_policy_set_or_refused(text: str) -> None:
         CedarPolicy(text)
     except PolicyError:
         return
+
+
+@settings(max_examples=8, deadline=None)
+@given(tables(), tables(), st.sampled_from(ROLES), st.sampled_from(sorted(POLICY_RPCS)))
+def test_differences_are_those_of_all_questions(
+    one: Table, other: Table, role: str, rpc: str
+) -> None:
+    before, after = CedarPolicy(one.text()), CedarPolicy(other.text())
+    rows = [row for row in differences(before, after)[0] if (row.role, row.rpc) == (role, rpc)]
+    said = {(row.model, purpose): row.opened for row in rows for purpose in row.purposes}
+    named = {name for kind, name in before.named | after.named if kind == "Model"}
+    for model in ["", "nobody-names-it", *_MODELS]:
+        for purpose in ["", *sorted(PURPOSES)]:
+            old = one.decide((role,), rpc, model, purpose)[0]
+            new = other.decide((role,), rpc, model, purpose)[0]
+            shown = model if model in named or not model else "*"
+            assert said.get((shown, purpose)) == (None if old == new else new)

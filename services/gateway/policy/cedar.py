@@ -64,6 +64,9 @@ class CedarPolicy:
         _check_purposes(named)
         # Unless a policy names somebody, it makes no difference who asks.
         self._names_people = bool({uid.type.basename for uid in named} & {"User", "Workload"})
+        self.named = frozenset((uid.type.basename, uid.id) for uid in named)
+        """What policies name, by type and id: `("Model", "heart")`, `("Purpose", "TREAT")` …"""
+        self._parsed = parsed
         self._base = cedarpy.Entities.from_json_str(schema.entities_json())
         self._principals: dict[tuple[object, ...], cedarpy.Entities] = {}
         self._known: dict[tuple[object, ...], Decision] = {}
@@ -91,11 +94,36 @@ class CedarPolicy:
             self._known[key] = known
         return known
 
+    def deciding(
+        self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts = NO_FACTS
+    ) -> list[str]:
+        """Return the ids of all policies that made a decision, in the order of the text."""
+        actor = facts.actor if self._names_people else ""
+        return self._evaluate(tuple(roles), rpc, model, purpose, facts, actor)[1]
+
+    def rule(self, rule_id: str) -> tuple[str, str]:
+        """Return effect and formatted text of a policy; raise KeyError for an unknown id."""
+        name = next((n for n, given in self._ids.items() if given == rule_id), None)
+        if name is None:
+            raise KeyError(rule_id)
+        policy = self._parsed.static_policies[name]
+        nothing: pst.FrozenMap[str, pst.Template] = pst.FrozenMap()
+        alone = pst.PolicySet(nothing, pst.FrozenMap({name: policy}), ())
+        text = cedarpy.format_policies(str(cedarpy.PolicySet.from_pst(alone)))
+        return str(policy.effect).lower(), text
+
     def _decide(
         self, roles: tuple[str, ...], rpc: str, model: str, purpose: str, facts: Facts, actor: str
     ) -> Decision:
+        permitted, rules = self._evaluate(roles, rpc, model, purpose, facts, actor)
+        # The first of the text, so that the same question names the same rule on every gateway.
+        return Decision(permitted, rules[0] if rules else NO_RULE, self._digest)
+
+    def _evaluate(
+        self, roles: tuple[str, ...], rpc: str, model: str, purpose: str, facts: Facts, actor: str
+    ) -> tuple[bool, list[str]]:
         if rpc not in schema.POLICY_RPCS or (purpose and purpose not in PURPOSES):
-            return Decision(False, NO_RULE, self._digest)
+            return False, []
         context: dict[str, Any] = {
             "granted": facts.granted,
             "breakGlass": facts.break_glass,
@@ -117,11 +145,9 @@ class CedarPolicy:
         )
         if result.diagnostics.errors:
             # Cedar skips a policy that fails; one that would have forbidden must not be skipped.
-            return Decision(False, RULE_FAILED, self._digest)
+            return False, [RULE_FAILED]
         reasons = set(result.diagnostics.reasons)
-        # In the order of the text, so that the same question names the same rule on every gateway.
-        rule = next((name for known, name in self._ids.items() if known in reasons), NO_RULE)
-        return Decision(result.allowed, rule, self._digest)
+        return result.allowed, [rule for name, rule in self._ids.items() if name in reasons]
 
     def _entities(self, kind: str, actor: str, roles: tuple[str, ...]) -> cedarpy.Entities:
         key = (kind, actor, roles)

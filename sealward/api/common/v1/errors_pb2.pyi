@@ -58,6 +58,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A `sealward-*` metadata key that this version does not know."""
     REASON_METADATA_INVALID: _Reason.ValueType  # 24
     """A known metadata key with a value that is not of its form."""
+    REASON_POLICY_CHANGED: _Reason.ValueType  # 25
+    """The policy set is not the one that the change was written against: make the change again."""
     REASON_REQUEST_MALFORMED: _Reason.ValueType  # 40
     """--- What they sent -----------------------------------------------------------------------
     The request is not a well-formed message of its type.
@@ -179,6 +181,8 @@ REASON_METADATA_UNKNOWN: Reason.ValueType  # 23
 """A `sealward-*` metadata key that this version does not know."""
 REASON_METADATA_INVALID: Reason.ValueType  # 24
 """A known metadata key with a value that is not of its form."""
+REASON_POLICY_CHANGED: Reason.ValueType  # 25
+"""The policy set is not the one that the change was written against: make the change again."""
 REASON_REQUEST_MALFORMED: Reason.ValueType  # 40
 """--- What they sent -----------------------------------------------------------------------
 The request is not a well-formed message of its type.
