@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sealward.cli import trust
 from sealward.cli.errors import CliError
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, table
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sealward.kit.tls import Material
 
 app = typer.Typer(help="Certificates.", no_args_is_help=True)
+app.command("list")(trust.list_)
+app.command("revoke")(trust.revoke)
 
 
 @app.command()
@@ -48,10 +51,10 @@ def rotate(
 ) -> None:
     """Renew certificates of `clients/` now. Key pairs stay: sessions are bound to them.
 
+    Who is named and has a key that was revoked gets a new one.
     Services and the administrator renew theirs by themselves.
     """
     from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
-    from sealward.cli.certificates import issue_client
     from sealward.cli.connect import Admin, user_folder
     from sealward.cli.renew import renew
     from sealward.cli.rpc import calling
@@ -61,7 +64,7 @@ def rotate(
     if user:
         user_folder(suite, user)
         with calling("renewing"), Admin(suite).channel("gateway") as channel:
-            issue_client(suite, UserServiceStub(channel), user)
+            trust.certify_anew(suite, UserServiceStub(channel), user)
         renewed, refused = [user], list[str]()
     else:
         renewed, refused = renew(suite)
@@ -96,6 +99,11 @@ def collect(suite: Suite) -> list[dict[str, Any]]:
     ]:
         with suppress(OSError, ValueError):
             rows.append(_row(holder, load_pem_x509_certificate((folder / "cert.pem").read_bytes())))
+    if suite.supervisor_pid() is not None:
+        revoked = trust.revoked_serials(suite)
+        for row in rows:
+            if row["serial"] in revoked:
+                row["state"] = "revoked"
     return rows
 
 

@@ -44,7 +44,10 @@ def trust_domain(material: Material) -> str:
 
 
 class Admin:
-    """Channels to the services with the local administrator's certificate."""
+    """Channels to the services with the local administrator's certificate.
+
+    `domain` is the trust domain, `serial` the serial number (hex) of that certificate.
+    """
 
     def __init__(self, suite: Suite, material: Material | None = None) -> None:
         self._suite = suite
@@ -52,13 +55,14 @@ class Admin:
             suite.require_running()
             material = ensure_admin(suite)
         self._material = material
-        self._domain = trust_domain(material)
+        self.domain = trust_domain(material)
+        self.serial = f"{material.serial:x}"
         self._endpoints = suite.endpoints()
 
     def channel(self, service: str) -> grpc.Channel:
         """Open a channel to a service."""
         address = self._endpoints[service]["address"]
-        return open_channel(self._material, address, f"{service}.{self._domain}")
+        return open_channel(self._material, address, f"{service}.{self.domain}")
 
 
 def user_folder(suite: Suite, user: str) -> Path:

@@ -161,6 +161,10 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN}),
+        **_service(
+            "sealward.api.keys.v1.TrustService",
+            {"WatchRevocations": _SERVICES, "Revoke": _ADMIN, "ListCertificates": _ADMIN},
+        ),
     }
 )
 

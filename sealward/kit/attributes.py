@@ -48,6 +48,8 @@ CHANGE_BEFORE = "sealward.change.before"
 """SHA-256 of what was in force before a change, hexadecimal."""
 CHANGE_AFTER = "sealward.change.after"
 """SHA-256 of what is in force after it."""
+REVOCATION_REASON = "sealward.revocation.reason"
+"""Why a certificate was revoked: `key-compromise`, `privilege-withdrawn` and the like."""
 VERDICT = "sealward.review.verdict"
 """What a reviewer decided of an event: `justified`, `not-justified` or `escalated`."""
 CLOCK_SOURCE = "sealward.clock.source"
@@ -69,6 +71,7 @@ ALLOWED = frozenset(
         MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
         POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
         PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CHANGE_BEFORE, CHANGE_AFTER,
+        REVOCATION_REASON,
         CLOCK_SOURCE, CLOCK_SYNCHRONISED, CLOCK_OFFSET, CLOCK_ERROR, METHOD, SERVICE_NAME,
     }
 )  # fmt: skip
@@ -91,6 +94,7 @@ EVENT_TYPES = frozenset(
         "audit.fork", "witness.log", "witness.key", "witness.conflict", "witness.forget",
         "keys.branch-open", "keys.certificate", "keys.rotate", "keys.rewrap", "keys.rewrap-confirm",
         "keys.rewrap-pass", "keys.retire", "otel.span", "service.start", "service.stop",
+        "keys.revoke",
     }
 )  # fmt: skip
 """Stable codes of event types."""

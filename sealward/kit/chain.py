@@ -32,7 +32,8 @@ class ControlCall:
     """A call on its way to a handler. `trailers` are sent with the answer or the error.
 
     `request` is None when the message could not be read or is too large. `attributes` is where a
-    handler leaves what the record should say of it (names in attributes.py).
+    handler leaves what the record should say of it (names in attributes.py). `problem` is why the
+    caller's certificate is good no more.
     """
 
     method: str
@@ -43,6 +44,7 @@ class ControlCall:
     deadline: float
     trailers: list[tuple[str, str | bytes]] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
+    problem: SealwardError | None = None
 
 
 class Around(Protocol):
@@ -60,9 +62,8 @@ OWN_PREFIX = "sealward-"
 AMBIGUOUS = b""
 UNKNOWN_METHOD = "unknown"
 _NO_DEADLINE_SECONDS = 1e8
-# A stream of answers holds a thread for as long as its caller likes.
-_STREAMS = 16
-_STREAMS_EACH = 4
+# A stream of answers holds a thread for as long as its caller likes: in all, and of each identity.
+STREAMS = (16, 4)
 
 
 def read_metadata(context: grpc.ServicerContext) -> dict[str, str | bytes]:
@@ -120,15 +121,24 @@ class Chain:
         metrics: ServerMetrics,
         max_message_bytes: int,
         around: Around | None = None,
+        *,
+        streams: tuple[int, int] = STREAMS,
+        even_stale: bool = False,
     ) -> None:
+        """`even_stale`: also answer while the list of revoked certificates is not confirmed."""
         self._log = log
         self.peers = peers
         self._metrics = metrics
         self._max_bytes = max_message_bytes
         self._around = around
         self.draining = False
+        self._most_streams = streams
+        self._even_stale = even_stale
         self._streams: Counter[str] = Counter()
         self._streams_lock = threading.Lock()
+        # One dict operation each: streams come and go without a lock.
+        self._open: dict[grpc.ServicerContext, Peer] = {}
+        peers.revocations.on_change(self._cut)
 
     def wrap(self, method: str, handler: Any) -> Any:
         """Return the handler with the chain around it, taking bytes and giving bytes."""
@@ -145,12 +155,12 @@ class Chain:
             started = time.perf_counter()
             trailers: list[tuple[str, str | bytes]] = []
             try:
-                peer = self.peers.read(context)
+                peer, problem = self._identify(context)
                 # The path is the caller's own text: it stands in no record.
                 call = ControlCall(UNKNOWN_METHOD, peer, {}, None, 0, deadline_of(context))
                 trailers = call.trailers
                 error = SealwardError(Reason.METHOD_UNKNOWN, "this method is not served")
-                refuse(call, error, self._around)
+                refuse(call, problem or error, self._around)
             except Exception as caught:  # noqa: BLE001 - every error leaves through one door
                 error, incident = status.as_sealward_error(caught, self._log, UNKNOWN_METHOD)
                 self._metrics.handled(UNKNOWN_METHOD, error.code, time.perf_counter() - started)
@@ -158,14 +168,35 @@ class Chain:
 
         return grpc.unary_unary_rpc_method_handler(behavior)
 
-    def check(self, peer: Peer, method: str) -> None:
-        """Draining and the identity × RPC table."""
+    def check(self, peer: Peer, method: str, problem: SealwardError | None = None) -> None:
+        """The certificate, draining, and the identity × RPC table."""
+        if problem is not None:
+            raise problem
         if self.draining:
             raise SealwardError(Reason.DRAINING, "the service is shutting down", retry_after=1.0)
         if not allowed(peer.identity, method):
             raise SealwardError(
                 Reason.IDENTITY_FORBIDDEN, f"{peer.identity.role} may not call this method"
             )
+
+    def _identify(self, context: grpc.ServicerContext) -> tuple[Peer, SealwardError | None]:
+        peer, problem = self.peers.identify(context)
+        if self._even_stale and problem and problem.reason is Reason.REVOCATIONS_UNKNOWN:
+            problem = None
+        return peer, problem
+
+    def _cut(self) -> None:
+        """End the open streams of those who may do nothing any more."""
+        for context, peer in list(self._open.items()):
+            problem = self.peers.revocations.problem(peer)
+            if problem is not None and not (
+                self._even_stale and problem.reason is Reason.REVOCATIONS_UNKNOWN
+            ):
+                self._open.pop(context, None)
+                self._log.warning(
+                    "stream.cut", identity=peer.identity.uri, reason=problem.reason.name
+                )
+                context.cancel()
 
     def _unary(self, method: str, handler: Any) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         read, inner = handler.request_deserializer, handler.unary_unary
@@ -179,7 +210,7 @@ class Chain:
                 trailers = call.trailers
 
                 def proceed() -> Message:
-                    self.check(call.peer, method)
+                    self.check(call.peer, method, call.problem)
                     if problem is not None:
                         raise problem
                     response: Message = inner(call.request, context)
@@ -200,7 +231,7 @@ class Chain:
     def _admit(
         self, method: str, body: bytes, context: grpc.ServicerContext, read: Any
     ) -> tuple[ControlCall, SealwardError | None]:
-        peer = self.peers.read(context)
+        peer, unfit = self._identify(context)
         problem: SealwardError | None = None
         request: Message | None = None
         if len(body) > self._max_bytes:
@@ -215,7 +246,13 @@ class Chain:
                     Reason.REQUEST_MALFORMED, "the request is not a message of its type"
                 )
         call = ControlCall(
-            method, peer, read_metadata(context), request, len(body), deadline_of(context)
+            method,
+            peer,
+            read_metadata(context),
+            request,
+            len(body),
+            deadline_of(context),
+            problem=unfit,
         )
         context.sealward_call = call  # type: ignore[attr-defined]
         return call, problem
@@ -232,13 +269,13 @@ class Chain:
                 trailers = call.trailers
 
                 def first() -> Message:
-                    self.check(call.peer, method)
+                    self.check(call.peer, method, call.problem)
                     if problem is not None:
                         raise problem
                     answer: Message = next(answers)
                     return answer
 
-                with self._stream(call.peer.identity.uri):
+                with self._stream(context, call.peer):
                     answers = iter(inner(call.request, context))
                     # Recorded when the first answer is there, before it leaves.
                     yield (
@@ -254,15 +291,20 @@ class Chain:
         return behavior
 
     @contextmanager
-    def _stream(self, identity: str) -> Iterator[None]:
+    def _stream(self, context: grpc.ServicerContext, peer: Peer) -> Iterator[None]:
         """Count an open stream of answers; raise OVERLOADED above the bound."""
+        identity = peer.identity.uri
+        most, most_each = self._most_streams
         with self._streams_lock:
-            if self._streams[identity] >= _STREAMS_EACH or self._streams.total() >= _STREAMS:
+            if self._streams[identity] >= most_each or self._streams.total() >= most:
                 raise SealwardError(Reason.OVERLOADED, "too many streams", retry_after=1.0)
             self._streams[identity] += 1
+        # Before the check: who is revoked after it is cut.
+        self._open[context] = peer
         try:
             yield
         finally:
+            self._open.pop(context, None)
             with self._streams_lock:
                 self._streams[identity] -= 1
                 if not self._streams[identity]:
@@ -278,9 +320,13 @@ class Chain:
 
         def behavior(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             try:
-                self.check(self.peers.read(context), method)
+                self._open[context] = self.peers.identify(context)[0]
+                peer, problem = self._identify(context)
+                self.check(peer, method, problem)
                 yield from inner(requests, context)
             except SealwardError as error:
                 status.abort(context, error)
+            finally:
+                self._open.pop(context, None)
 
         return grpc.stream_stream_rpc_method_handler(behavior, read, write)

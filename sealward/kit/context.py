@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from sealward.kit.health import Health
 from sealward.kit.identity import PeerReader
 from sealward.kit.metrics import ServerMetrics
+from sealward.kit.revocation import Revocations
 from sealward.kit.settings import S
 from sealward.kit.tls import Credentials
 
@@ -31,7 +32,10 @@ class App(Protocol):
 
 @dataclass
 class ServiceContext(Generic[S]):
-    """The parts of the chassis that a service is built from."""
+    """The parts of the chassis that a service is built from.
+
+    `renew` is set when the own certificate has to be replaced at once.
+    """
 
     name: str
     settings: S
@@ -42,12 +46,18 @@ class ServiceContext(Generic[S]):
     server_metrics: ServerMetrics
     peers: PeerReader
     stop: threading.Event = field(default_factory=threading.Event)
+    renew: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
 
     def fail(self, reason: str) -> None:
         """Stop the process with one clear line and exit status 1. Safe from any thread."""
         self.failure = self.failure or reason
         self.stop.set()
+
+    @property
+    def revocations(self) -> Revocations:
+        """The revoked certificates, as this process knows them."""
+        return self.peers.revocations
 
     def server_name(self, service: str) -> str:
         """The DNS name that a service's certificate carries."""

@@ -185,12 +185,13 @@ class UnaryFront:
     def _wait(self, method: str, body: bytes, context: grpc.ServicerContext) -> Answer:
         if self._closed:
             raise SealwardError(Reason.DRAINING, "the service is shutting down", retry_after=1.0)
-        peer = self._peers.read(context)
+        peer, problem = self._peers.identify(context)
         deadline = deadline_of(context)
         slot = _Slot(context)
         number = next(self._ids)
         self._slots[number] = slot
-        self._inbox.put((Call(number, method, peer, read_metadata(context), deadline, body),))
+        metadata = read_metadata(context)
+        self._inbox.put((Call(number, method, peer, metadata, deadline, body, problem),))
         if deadline == _FOREVER:
             slot.gate.acquire()
         elif not slot.gate.acquire(timeout=max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS):
@@ -240,8 +241,9 @@ class BatchFront:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._open: dict[int, tuple[_Stream, int]] = {}
-        self._streams: set[_Stream] = set()
+        self._streams: dict[_Stream, grpc.ServicerContext] = {}
         self._closed = False
+        peers.revocations.on_change(self._cut)
 
     def handlers(self) -> dict[str, Any]:
         """The grpcio handler, by full method name."""
@@ -294,9 +296,11 @@ class BatchFront:
     ) -> Iterator[bytes]:
         trailers: list[tuple[str, str | bytes]] = []
         try:
-            peer = self._peers.read(context)
+            peer, problem = self._peers.identify(context)
             call = ControlCall(self._method, peer, {}, None, 0, deadline_of(context))
             trailers = call.trailers
+            if problem is not None:
+                refuse(call, problem, self._around)
             if not allowed(peer.identity, self._method):
                 refuse(
                     call,
@@ -312,7 +316,9 @@ class BatchFront:
             status.abort(context, error, trailers)
         stream = _Stream(peer)
         with self._lock:
-            self._streams.add(stream)
+            self._streams[stream] = context
+        # Whoever was revoked in between was not in the list that was cut.
+        self._cut()
         # The other side takes the stream as open when it sees this.
         context.send_initial_metadata(())
         reader = threading.Thread(
@@ -324,9 +330,26 @@ class BatchFront:
                 yield message
         finally:
             with self._lock:
-                self._streams.discard(stream)
+                self._streams.pop(stream, None)
                 for number in [n for n, (s, _) in self._open.items() if s is stream]:
                     del self._open[number]
+
+    def _cut(self) -> None:
+        """End the streams of those who may do nothing any more; what they are owed is dropped."""
+        with self._lock:
+            open_ones = list(self._streams.items())
+        for stream, context in open_ones:
+            problem = self._peers.revocations.problem(stream.peer)
+            if problem is not None:
+                with self._lock:
+                    self._streams.pop(stream, None)
+                self._log.warning(
+                    "stream.cut",
+                    method=self._method,
+                    identity=stream.peer.identity.uri,
+                    reason=problem.reason.name,
+                )
+                context.cancel()
 
     def _read(self, stream: _Stream, requests: Iterator[bytes]) -> None:
         try:

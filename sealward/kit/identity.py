@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from sealward.kit.revocation import Revocations
 
 if TYPE_CHECKING:
     import grpc
@@ -48,7 +49,7 @@ class Identity:
 class Peer:
     """The verified other end. `spki_sha256` is the digest of its public key (DER).
 
-    `not_after` is when its certificate expires, seconds since the epoch.
+    `serial` and `not_after` (seconds since the epoch) are those of its certificate.
     """
 
     identity: Identity
@@ -56,6 +57,7 @@ class Peer:
     address: str
     tls_version: str = "TLSv1.3"
     not_after: float = float("inf")
+    serial: int = 0
 
 
 def spiffe_id(trust_domain: str, kind: str, name: str) -> str:
@@ -96,6 +98,7 @@ def peer_from_certificate(pem: bytes, address: str, tls_version: str = "TLSv1.3"
         address,
         tls_version,
         leaf.not_valid_after_utc.timestamp(),
+        leaf.serial_number,
     )
 
 
@@ -106,13 +109,18 @@ class PeerReader:
     address may come back with another certificate behind it.
     """
 
-    def __init__(self, trust_domain: str, capacity: int = 4096) -> None:
+    def __init__(self, trust_domain: str, revocations: Revocations, capacity: int = 4096) -> None:
         self._trust_domain = trust_domain
+        self.revocations = revocations
         self._capacity = capacity
         self._known: dict[bytes, Peer] = {}
 
-    def read(self, context: grpc.ServicerContext) -> Peer:
-        """Return the peer of a call; raise IDENTITY_INVALID when it has no usable identity."""
+    def identify(self, context: grpc.ServicerContext) -> tuple[Peer, SealwardError | None]:
+        """Return the peer of a call, and why it may do nothing: expired, revoked, not to be told.
+
+        Who it is is known in all of these cases, and stands in the record of the refusal. Raises
+        IDENTITY_INVALID when it has no usable identity.
+        """
         auth = context.auth_context()
         pem = cast("bytes", auth.get("x509_pem_cert", (b"",))[0])
         version = auth.get("ssl_tls_version", (b"",))[0]
@@ -130,5 +138,12 @@ class PeerReader:
             self._known[pem] = known
         # The handshake was long ago: an open connection outlives its certificate.
         if time.time() >= known.not_after:
-            raise SealwardError(Reason.IDENTITY_INVALID, "the certificate has expired")
-        return known
+            return known, SealwardError(Reason.IDENTITY_INVALID, "the certificate has expired")
+        return known, self.revocations.problem(known)
+
+    def read(self, context: grpc.ServicerContext) -> Peer:
+        """Return the peer of a call; raise SealwardError when it may do nothing."""
+        peer, problem = self.identify(context)
+        if problem is not None:
+            raise problem
+        return peer

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Protocol
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import ErrorInfo
-from google.rpc.status_pb2 import Status
 
 from sealward.api.keys.v1 import keys_pb2
 from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from sealward.kit.status import reason_of
 from sealward.seal.context import EncryptionContext
 from sealward.seal.errors import LeaseExpiredError, SealBrokenError
 from sealward.seal.files import OpenedFile, Progress, Source, no_progress, open_file, seal_file
@@ -38,7 +36,6 @@ _LONGEST_RETRY = 15.0
 _IDLE_SECONDS = 60.0
 # Wrapped keys that were replaced lately: as many as may be on their way from a disk to the ring.
 _MOVED = 4096
-_DETAILS_KEY = "grpc-status-details-bin"
 # What the keys service says of a key for good, as opposed to not being able to answer now.
 _REFUSALS = frozenset({Reason.SEAL_BROKEN, Reason.IDENTITY_FORBIDDEN, Reason.FIELD_INVALID})
 
@@ -409,22 +406,9 @@ def _lease_from_proto(lease: keys_pb2.Lease) -> Lease:
 def as_sealward_error(error: Exception) -> SealwardError:
     """Tell what a failed call to the keys service means for whoever needs a key."""
     # ValueError is a channel that was swapped under the call, or a lease without room.
-    reason = _reason_of(error) if isinstance(error, grpc.Call) else None
+    reason = reason_of(error) if isinstance(error, grpc.Call) else None
     if reason is not None and reason in _REFUSALS:
         return SealwardError(reason, f"the keys service refuses this key: {reason.name}")
     return SealwardError(
         Reason.KEYS_UNAVAILABLE, "the keys service does not answer", retry_after=1.0
     )
-
-
-def _reason_of(error: grpc.Call) -> Reason | None:
-    for key, value in error.trailing_metadata() or ():
-        if key == _DETAILS_KEY and isinstance(value, bytes):
-            try:
-                status = Status.FromString(value)
-            except DecodeError:
-                return None
-            info = ErrorInfo()
-            if any(detail.Unpack(info) for detail in status.details):
-                return Reason.__members__.get(info.reason)
-    return None

@@ -16,8 +16,11 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
+from sealward.kit.errors import SealwardError
 from sealward.kit.hardening import dumpable
-from sealward.kit.reasons import Code
+from sealward.kit.identity import peer_from_certificate
+from sealward.kit.reasons import Code, Reason
+from sealward.kit.revocation import Revocations
 from sealward.kit.settings import split_address
 from sealward.kit.tls import Credentials
 
@@ -67,6 +70,21 @@ def process_metrics(registry: CollectorRegistry, service: str, version: str) -> 
     ).set_function(dumpable)
 
 
+def revocation_metrics(
+    registry: CollectorRegistry, revocations: Revocations, *, follows: bool
+) -> None:
+    """Register what a process knows of revoked certificates; `follows`: it learns it from keys."""
+    Gauge(
+        "sealward_revocations", "Revoked certificates that this process refuses", registry=registry
+    ).set_function(lambda: len(revocations))
+    if follows:
+        Gauge(
+            "sealward_revocations_age_seconds",
+            "Time since the list of them was last confirmed",
+            registry=registry,
+        ).set_function(lambda: revocations.age)
+
+
 class _Handler(WSGIRequestHandler):
     # The base class does these; kept quiet so that no request line reaches the log.
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -78,6 +96,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     allow_reuse_address = True
     request_queue_size = _CONNECTIONS
     credentials: Credentials
+    revocations: Revocations
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -103,8 +122,13 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         context = self.credentials.ssl_context(ssl.Purpose.CLIENT_AUTH)
         try:
             with context.wrap_socket(request, server_side=True) as secure:
-                _Handler(secure, client_address, self)
-        except (OSError, ssl.SSLError):
+                leaf = ssl.DER_cert_to_PEM_cert(secure.getpeercert(binary_form=True) or b"")
+                peer = peer_from_certificate(leaf.encode("ascii"), "")
+                problem = self.revocations.problem(peer)
+                # What is amiss may be read even while nobody else is let in.
+                if problem is None or problem.reason is Reason.REVOCATIONS_UNKNOWN:
+                    _Handler(secure, client_address, self)
+        except (OSError, ssl.SSLError, SealwardError):
             return
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -114,11 +138,18 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 class MetricsListener:
     """Serves /metrics. `address` is what it listens on once started."""
 
-    def __init__(self, registry: CollectorRegistry, credentials: Credentials, address: str) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        credentials: Credentials,
+        address: str,
+        revocations: Revocations,
+    ) -> None:
         ServerHandler.server_software = "sealward"
         host, port = split_address(address)
         self._server = _Server((host, port), _Handler)
         self._server.credentials = credentials
+        self._server.revocations = revocations
         self._server.set_app(make_wsgi_app(registry))
         self.address = f"{host}:{self._server.server_port}"
         self._thread = threading.Thread(

@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from sealward import __version__
+from sealward.kit.channel import Channels
 from sealward.kit.context import App, ServiceContext
 from sealward.kit.enroll import enroll, private_folder
 from sealward.kit.errors import SealwardError, StartupError
@@ -26,9 +27,18 @@ from sealward.kit.hardening import harden
 from sealward.kit.health import Health
 from sealward.kit.identity import PeerReader
 from sealward.kit.logging import get_logger, silence_foreign, where
-from sealward.kit.metrics import MetricsListener, ServerMetrics, process_metrics
+from sealward.kit.metrics import (
+    MetricsListener,
+    ServerMetrics,
+    process_metrics,
+    revocation_metrics,
+)
+from sealward.kit.revocation import Revocations
+from sealward.kit.revocation_watch import RevocationWatch
 from sealward.kit.settings import S, load, split_address
 from sealward.kit.tls import Credentials
+
+_AGAIN_SECONDS = 1.0
 
 
 def run(
@@ -41,7 +51,7 @@ def run(
     """Run a service until SIGTERM or SIGINT; return the exit status.
 
     `own_certificate`: build() installs the credentials itself (the keys service, which signs its
-    own); all others enrol before they are built.
+    own, and keeps the list of revoked certificates); all others enrol before they are built.
     """
     log = get_logger(service)
     silence_foreign(log)
@@ -52,7 +62,7 @@ def run(
         ctx = _context(service, settings, log)
         if not own_certificate:
             ctx.credentials.install(enroll(settings.enroll_dir, service, settings.start_seconds))
-        return _serve(ctx, build, renew=not own_certificate)
+        return _serve(ctx, build, follows=not own_certificate)
     except StartupError as error:
         return _refuse(log, str(error))
     except SealwardError as error:
@@ -70,6 +80,10 @@ def _refuse(log: Any, reason: str) -> int:
 def _context(service: str, settings: S, log: Any) -> ServiceContext[S]:
     registry = CollectorRegistry()
     process_metrics(registry, service, __version__)
+    # Keys has the list itself: it is never stale there.
+    follows = service != "keys"
+    revocations = Revocations(settings.revocation_seconds) if follows else Revocations()
+    revocation_metrics(registry, revocations, follows=follows)
     return ServiceContext(
         name=service,
         settings=settings,
@@ -78,20 +92,28 @@ def _context(service: str, settings: S, log: Any) -> ServiceContext[S]:
         health=Health(),
         metrics=registry,
         server_metrics=ServerMetrics(registry),
-        peers=PeerReader(settings.trust_domain),
+        peers=PeerReader(settings.trust_domain, revocations),
     )
 
 
-def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, renew: bool) -> int:
+def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, follows: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ctx.stop.set())
+    watch = _watch(ctx) if follows else None
     app = build(ctx)
-    metrics = MetricsListener(ctx.metrics, ctx.credentials, ctx.settings.metrics_address)
+    metrics = MetricsListener(
+        ctx.metrics, ctx.credentials, ctx.settings.metrics_address, ctx.revocations
+    )
     try:
+        if watch is not None and not watch.wait(ctx.settings.start_seconds):
+            raise StartupError(
+                f"no answer from the keys service in {ctx.settings.start_seconds:.0f} s: "
+                "is it running?"
+            )
         app.start()
         _refuse_old_tls(app.address)
         metrics.start()
-        if renew:
+        if follows:
             threading.Thread(target=_renew, args=(ctx,), name="renew", daemon=True).start()
         _settle_collector()
         ctx.health.set("process", ready=True)
@@ -100,6 +122,8 @@ def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, renew: bool
     finally:
         ctx.health.drain()
         app.stop(ctx.settings.drain_seconds)
+        if watch is not None:
+            watch.stop()
     metrics.stop()
     if ctx.failure:
         return _refuse(ctx.log, ctx.failure)
@@ -118,11 +142,33 @@ def _settle_collector() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
+def _watch(ctx: ServiceContext[Any]) -> RevocationWatch:
+    """Begin to follow the list of revoked certificates."""
+    settings = ctx.settings
+    if not settings.keys_address:
+        raise StartupError(f"SEALWARD_{ctx.name.upper()}_KEYS_ADDRESS is not set")
+    watch = RevocationWatch(
+        Channels(ctx.credentials, settings.keys_address, ctx.server_name("keys")),
+        ctx.revocations,
+        ctx.log,
+        on_state=lambda confirmed: ctx.health.set("revocations", ready=confirmed),
+        on_refused=ctx.renew.set,
+    )
+    # Our own certificate may be the one: a new one, of a new key, is had at once.
+    ctx.revocations.on_change(
+        lambda: ctx.renew.set() if ctx.credentials.material.serial in ctx.revocations else None
+    )
+    watch.start()
+    return watch
+
+
 def _renew(ctx: ServiceContext[Any]) -> None:
     """Enrol anew at half-life; at the end of the certificate's life stop: never serve on."""
     while not ctx.stop.is_set():
         material = ctx.credentials.material
-        if ctx.stop.wait(max(1.0, material.half_life - time.time())):
+        ctx.renew.wait(max(1.0, material.half_life - time.time()))
+        ctx.renew.clear()
+        if ctx.stop.is_set():
             return
         try:
             left = max(1.0, material.not_after - time.time())
@@ -132,6 +178,8 @@ def _renew(ctx: ServiceContext[Any]) -> None:
             ctx.log.info("certificate.renewed", not_after=ctx.credentials.material.not_after)
         except StartupError:
             ctx.log.error("certificate.renewal-failed")
+            if material.serial in ctx.revocations and not ctx.stop.wait(_AGAIN_SECONDS):
+                ctx.renew.set()
             if time.time() >= material.not_after:
                 ctx.fail("the certificate expired and could not be renewed")
                 return

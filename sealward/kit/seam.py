@@ -20,7 +20,10 @@ Trailers = tuple[tuple[str, str | bytes], ...]
 
 @dataclass(slots=True)
 class Call:
-    """One call as it came in. `deadline` is on the monotonic clock; infinite when there is none."""
+    """One call as it came in. `deadline` is on the monotonic clock; infinite when there is none.
+
+    `problem` is why its caller's certificate is good no more: to be refused, and recorded.
+    """
 
     id: int
     method: str
@@ -28,6 +31,7 @@ class Call:
     metadata: Mapping[str, str | bytes]
     deadline: float
     body: bytes
+    problem: SealwardError | None = None
 
 
 @dataclass(slots=True)

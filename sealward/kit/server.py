@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from sealward.kit import status
-from sealward.kit.chain import Around, Chain
+from sealward.kit.chain import STREAMS, Around, Chain
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.halfopen import HalfOpen
@@ -87,7 +87,10 @@ def _reading(handler: Any, half_open: HalfOpen) -> Any:
 
 
 class GrpcServer:
-    """A listener. `servicers` are pairs of a generated add_…_to_server and its servicer."""
+    """A listener. `servicers` are pairs of a generated add_…_to_server and its servicer.
+
+    `streams`: how many streams of answers may be open, in all and of each identity.
+    """
 
     def __init__(
         self,
@@ -97,13 +100,15 @@ class GrpcServer:
         fronts: Sequence[HandlerSource] = (),
         around: Around | None = None,
         max_message_bytes: int | None = None,
+        streams: tuple[int, int] = STREAMS,
     ) -> None:
         settings: ServiceSettings = ctx.settings
         limit = max_message_bytes or settings.max_message_bytes
         self._ctx = ctx
         self._fronts = tuple(fronts)
-        self._chain = Chain(ctx.log, ctx.peers, ctx.server_metrics, limit, around)
-        unrecorded = Chain(ctx.log, ctx.peers, ctx.server_metrics, limit)
+        self._chain = Chain(ctx.log, ctx.peers, ctx.server_metrics, limit, around, streams=streams)
+        # Health is told when little else is known.
+        unrecorded = Chain(ctx.log, ctx.peers, ctx.server_metrics, limit, even_stale=True)
         collector = _Collector()
         for add, servicer in servicers:
             add(servicer, collector)
@@ -166,6 +171,6 @@ class GrpcServer:
 
     def _who(self, context: Any) -> str:
         try:
-            return self._ctx.peers.read(context).identity.uri
+            return self._ctx.peers.identify(context)[0].identity.uri
         except SealwardError:
             return ""

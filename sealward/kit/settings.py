@@ -52,6 +52,9 @@ class ServiceSettings(BaseSettings):
     """Threads of the gRPC server: calls in flight above this wait, then are refused."""
     certificate_seconds: int = Field(default=3600, ge=4, le=86400)
     """Life of the service's certificate; it is renewed at half of it."""
+    revocation_seconds: int = Field(default=900, ge=5, le=86400)
+    """How long the list of revoked certificates may go unconfirmed before everybody is refused.
+    As long as the lease of a key by default: so long a service goes on without keys, no longer."""
 
 
 def settings_config(service: str) -> SettingsConfigDict:

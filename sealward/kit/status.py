@@ -13,6 +13,7 @@ from typing import NoReturn
 import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -68,6 +69,20 @@ def as_sealward_error(
         where=where(error),
     )
     return SealwardError(Reason.INTERNAL, f"internal error, incident {incident}"), incident
+
+
+def reason_of(error: grpc.Call) -> Reason | None:
+    """Return the reason that another of our services gave for the error of a call."""
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                status = Status.FromString(value)
+            except DecodeError:
+                return None
+            info = ErrorInfo()
+            if any(detail.Unpack(info) for detail in status.details):
+                return Reason.__members__.get(info.reason)
+    return None
 
 
 def abort(

@@ -31,6 +31,7 @@ class Material:
     bundle_pem: bytes
     not_before: float
     not_after: float
+    serial: int
 
     @property
     def half_life(self) -> float:
@@ -61,6 +62,7 @@ def load_material(key_pem: bytes, chain_pem: bytes, bundle_pem: bytes) -> Materi
         bundle_pem,
         leaf.not_valid_before_utc.timestamp(),
         not_after.timestamp(),
+        leaf.serial_number,
     )
 
 

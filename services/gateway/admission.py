@@ -79,6 +79,8 @@ class Admission:
     def begin(self, flight: Flight) -> bool:
         """Check identity and session, then `proceed`; False when the session has to be loaded."""
         call = flight.call
+        if call.problem is not None:
+            raise call.problem
         if not allowed(call.peer.identity, call.method):
             raise SealwardError(
                 Reason.IDENTITY_FORBIDDEN, f"{call.peer.identity.role} may not call this method"

@@ -22,6 +22,7 @@ _PASSED_ON = frozenset(
         Reason.FIELD_INVALID,
         Reason.NOT_FOUND,
         Reason.CERTIFICATE_REQUEST_INVALID,
+        Reason.KEY_REVOKED,
         Reason.OVERLOADED,
     }
 )

@@ -8,6 +8,7 @@ import time
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.keys.v1.keys_pb2_grpc import add_KeysServiceServicer_to_server
 from sealward.api.keys.v1.rotation_pb2_grpc import add_RotationServiceServicer_to_server
+from sealward.api.keys.v1.trust_pb2_grpc import add_TrustServiceServicer_to_server
 from sealward.api.keys.v1.witness_pb2_grpc import add_WitnessServiceServicer_to_server
 from sealward.kit.channel import Channels
 from sealward.kit.context import ServiceContext
@@ -22,15 +23,17 @@ from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_
 from sealward.seal.lease import Lease
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.enrolment import EnrolmentFolder
-from services.keys.holding import OwnKeysServicer, WitnessHolder
+from services.keys.holding import OwnHolder, OwnKeysServicer
 from services.keys.keystore import Content, Keystore, open_or_create
 from services.keys.profiles import Lives, profile_of
-from services.keys.providers.base import CertificateAuthority
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.records import CallRecords, Recorder, RefusalLimit, about_actor
+from services.keys.register import Register
+from services.keys.revocations import Issuance, RevocationList
 from services.keys.rotation import Confirmations, RotationServicer
 from services.keys.servicer import KeysServicer
 from services.keys.settings import KeysSettings
+from services.keys.trust import TrustServicer
 from services.keys.unlock import unlock_source
 from services.keys.witness.opening import open_witness
 from services.keys.witness.servicer import WitnessServicer
@@ -47,9 +50,13 @@ class KeysApp:
         enrolment: EnrolmentFolder,
         exporter: SpoolExporter,
         own: OwnCertificate,
+        register: Register,
+        revocations: RevocationList,
     ) -> None:
         self._ctx = ctx
         self._keystore = keystore
+        self._register = register
+        self._revocations = revocations
         self._server = server
         self._enrolment = enrolment
         self._exporter = exporter
@@ -67,8 +74,10 @@ class KeysApp:
     def stop(self, grace: float) -> None:
         """Drain and close."""
         self._enrolment.stop()
+        self._revocations.close()
         self._server.drain(grace)
         self._exporter.stop()
+        self._register.close()
         self._keystore.close()
 
 
@@ -78,7 +87,7 @@ class OwnCertificate:
     def __init__(
         self,
         ctx: ServiceContext[KeysSettings],
-        authority: CertificateAuthority,
+        authority: Issuance,
         lives: Lives,
         recorder: Recorder,
     ) -> None:
@@ -106,13 +115,22 @@ class OwnCertificate:
         return material
 
     def start(self) -> None:
-        """Renew from now on."""
+        """Renew from now on; at once when the own certificate was revoked."""
+        self._ctx.revocations.on_change(self._check)
         threading.Thread(target=self._run, name="renew", daemon=True).start()
+
+    def _check(self) -> None:
+        if self._ctx.credentials.material.serial in self._ctx.revocations:
+            self._ctx.renew.set()
 
     def _run(self) -> None:
         material = self._ctx.credentials.material
         due = material.half_life
-        while not self._ctx.stop.wait(max(1.0, due - time.time())):
+        while True:
+            self._ctx.renew.wait(max(1.0, due - time.time()))
+            self._ctx.renew.clear()
+            if self._ctx.stop.is_set():
+                return
             try:
                 material = self.renew()
                 due = material.half_life
@@ -142,8 +160,11 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     )
     if keystore.content.trust_domain != settings.trust_domain:
         raise StartupError("the keystore belongs to another trust domain than the settings name")
-    authority = KeystoreAuthority(keystore)
     branches = EmbeddedBranchKeys(keystore)
+    register = Register(settings.data_dir / "register.sqlite")
+    revocations = RevocationList(register, branches, ctx.revocations)
+    revocations.load()
+    authority = Issuance(KeystoreAuthority(keystore), register, revocations)
     lives = Lives(settings.certificate_seconds, settings.user_certificate_seconds)
 
     spool = Spool(settings.data_dir / "spool.sqlite")
@@ -183,13 +204,19 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
             (add_RotationServiceServicer_to_server, rotation),
             (
                 add_HolderServiceServicer_to_server,
-                OwnKeysServicer(WitnessHolder(witness), rotation, own.identity),
+                OwnKeysServicer(OwnHolder(witness, revocations), rotation, own.identity),
+            ),
+            (
+                add_TrustServiceServicer_to_server,
+                TrustServicer(register, revocations, settings.trust_domain),
             ),
         ],
         around=CallRecords(recorder, RefusalLimit()),
+        # Every process of the deployment follows the list of revoked certificates.
+        streams=(settings.workers * 2 // 3, settings.workers // 4),
     )
     exporter = SpoolExporter(spool, otlp_sender(channels), ctx.log)
-    return KeysApp(ctx, keystore, server, enrolment, exporter, own)
+    return KeysApp(ctx, keystore, server, enrolment, exporter, own, register, revocations)
 
 
 def _lease(settings: KeysSettings) -> Lease:

@@ -17,7 +17,7 @@ GRANTS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "service/gateway": frozenset({"session", "user"}),
         "service/inference": frozenset({"model", "job"}),
-        "service/keys": frozenset({"witness"}),
+        "service/keys": frozenset({"witness", "trust"}),
         "service/audit": frozenset({"audit-segment", "audit-index", "log-signing"}),
     }
 )

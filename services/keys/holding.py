@@ -1,4 +1,4 @@
-"""The wrapped keys that this service keeps itself: those of its witness."""
+"""Wrapped keys that this service keeps itself: of its witness and of the list of revocations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.holding import Holder, HolderServicer, Rewrap
 from sealward.kit.identity import Identity
 from sealward.kit.reasons import Reason
+from services.keys.revocations import CONTEXT as REVOCATIONS
 from services.keys.rotation import RotationServicer
-from services.keys.witness.cosigning import PURPOSE, TENANT
-
-_PLACE = "witness"
+from services.keys.witness.cosigning import PURPOSE as WITNESS
+from services.keys.witness.cosigning import TENANT
 
 
 class Rewraps(Protocol):
@@ -23,24 +23,27 @@ class Rewraps(Protocol):
         """Move it on; return whether it was under an older version. Raise SealwardError."""
 
 
-class WitnessHolder:
-    """Holder (sealward.kit.holding) of the witness's key. The witness asks the provider itself."""
+class OwnHolder:
+    """Holder (sealward.kit.holding) of both keys. Their owners ask the provider themselves."""
 
-    def __init__(self, witness: Rewraps) -> None:
-        self._witness = witness
+    def __init__(self, witness: Rewraps, revocations: Rewraps) -> None:
+        self._owners = {WITNESS: witness, REVOCATIONS.purpose: revocations}
 
     def places(self, tenant: str, purpose: str) -> Sequence[str]:
-        """See Holder."""
-        return (_PLACE,) if (tenant, purpose) == (TENANT, PURPOSE) else ()
+        """See Holder. A place has the name of the purpose: each owner has one key."""
+        return (purpose,) if tenant == TENANT and purpose in self._owners else ()
 
     def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:  # noqa: ARG002
         """See Holder."""
-        try:
-            return int(self._witness.rewrap()), []
-        except SealwardError as error:
-            if error.reason is not Reason.SEAL_BROKEN:
-                raise
-            return 0, list(places)
+        moved, failed = 0, []
+        for place in places:
+            try:
+                moved += self._owners[place].rewrap()
+            except SealwardError as error:
+                if error.reason is not Reason.SEAL_BROKEN:
+                    raise
+                failed.append(place)
+        return moved, failed
 
 
 class OwnKeysServicer(HolderServicer):

@@ -2,8 +2,9 @@
 
 A record is on the disk before the answer leaves; when it cannot be written there is no answer.
 Refusals are recorded up to ten a second an identity, so that nobody fills the disk with them; the
-next record after that says for how many refusals it stands. Reading the status or the trust bundle
-leaves a record when it is refused only: both hold nothing that is not public in the deployment.
+next record after that says for how many refusals it stands. Reading the status, the trust bundle or
+the lists of certificates leaves a record when it is refused only: they hold nothing that is not
+known in the deployment.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sealward.kit.reasons import Code, Reason
 
 _SERVICE = "/sealward.api.keys.v1.KeysService"
 _ROTATION = "/sealward.api.keys.v1.RotationService"
+_TRUST = "/sealward.api.keys.v1.TrustService"
 EVENTS: Mapping[str, str] = MappingProxyType(
     {
         f"{_SERVICE}/CreateBranchKey": "keys.branch-create",
@@ -34,6 +36,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         f"{_ROTATION}/ConfirmRewrap": "keys.rewrap-confirm",
         f"{_ROTATION}/RetireKey": "keys.retire",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",
+        f"{_TRUST}/Revoke": "keys.revoke",
     }
 )
 # Recorded by their servicer before they take effect; here only when they fail.
@@ -129,14 +132,12 @@ class CallRecords:
 
 
 def about_call(call: ControlCall) -> dict[str, Any]:
-    """The attributes that say who made a call, and what the servicer left about it."""
-    target, count = call.attributes.get("target"), call.attributes.get("count")
+    """What the servicer left about a call (`target`, `count` and the like), and who made it."""
     return {
+        **call.attributes,
         **about_actor(call.peer.identity),
         "actor_cert": call.peer.spki_sha256.hex(),
         "rpc_method": call.method,
-        "target": str(target) if target else None,
-        "count": int(count) if count is not None else None,
     }
 
 

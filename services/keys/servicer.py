@@ -15,7 +15,8 @@ from sealward.seal.errors import ContextError
 from sealward.seal.lease import Lease
 from services.keys import grants
 from services.keys.profiles import Lives, identity_to_certify, parse_der_request, profile_of
-from services.keys.providers.base import BranchKeys, CertificateAuthority
+from services.keys.providers.base import BranchKeys
+from services.keys.revocations import Issuance
 
 _LARGEST_WRAPPED = 4096
 _LARGEST_REQUEST = 16 << 10
@@ -27,7 +28,7 @@ class KeysServicer(KeysServiceServicer):
     def __init__(
         self,
         branches: BranchKeys,
-        authority: CertificateAuthority,
+        authority: Issuance,
         lease: Lease,
         lives: Lives,
     ) -> None:
@@ -67,7 +68,8 @@ class KeysServicer(KeysServiceServicer):
         self, request: keys_pb2.IssueCertificateRequest, context: Any
     ) -> keys_pb2.IssueCertificateResponse:
         """Sign a certificate request."""
-        caller: Identity = peer_of(context).identity
+        peer = peer_of(context)
+        caller: Identity = peer.identity
         identity = identity_to_certify(caller, request.spiffe_id)
         call_of(context).attributes["target"] = identity.uri
         if len(request.csr) > _LARGEST_REQUEST:
@@ -75,7 +77,7 @@ class KeysServicer(KeysServiceServicer):
                 Reason.FIELD_INVALID, f"csr may have {_LARGEST_REQUEST} bytes", field="csr"
             )
         issued = self._authority.issue(
-            profile_of(identity, self._lives), parse_der_request(request.csr)
+            profile_of(identity, self._lives), parse_der_request(request.csr), peer
         )
         return keys_pb2.IssueCertificateResponse(
             certificate_pem=issued.chain_pem.decode("ascii"),

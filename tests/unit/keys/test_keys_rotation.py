@@ -14,7 +14,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.identity import parse_identity
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
-from services.keys.holding import OwnKeysServicer, WitnessHolder
+from services.keys.holding import OwnHolder, OwnKeysServicer
 from tests.support.local_keys import LocalKeys, context_as
 
 MODEL = EncryptionContext("default", "model", "m@1")
@@ -95,9 +95,9 @@ def test_nobody_rewraps_keys_of_anothers_purpose(keys: LocalKeys) -> None:
 class Own:
     """Something of the keys service with a wrapped key."""
 
-    def __init__(self, keys: LocalKeys) -> None:
+    def __init__(self, keys: LocalKeys, purpose: str) -> None:
         self.keys = keys
-        self.context = EncryptionContext("default", "witness", "cosigning")
+        self.context = EncryptionContext("default", purpose, "own")
         self.key, self.wrapped = keys.provider.create(self.context)
         self.broken = False
 
@@ -111,9 +111,9 @@ class Own:
 
 
 def test_what_keys_keeps_itself_moves_on_too(keys: LocalKeys) -> None:
-    own = Own(keys)
+    own, other = Own(keys, "witness"), Own(keys, "trust")
     identity = parse_identity("spiffe://sealward.local/service/keys")
-    servicer = OwnKeysServicer(WitnessHolder(own), keys.servicer, identity)
+    servicer = OwnKeysServicer(OwnHolder(own, other), keys.servicer, identity)
 
     def move() -> list[tuple[str, int, int, bool]]:
         answers = servicer.Rewrap(holder_pb2.RewrapRequest(), context_as(ADMIN))
@@ -122,10 +122,10 @@ def test_what_keys_keeps_itself_moves_on_too(keys: LocalKeys) -> None:
     keys.provider.create(MODEL)
     keys.rotate()
     own.broken = True
-    assert move() == [("witness", 0, 1, False)]
+    assert move() == [("trust", 1, 0, True), ("witness", 0, 1, False)]
     own.broken = False
-    assert move() == [("witness", 1, 0, True)]
-    assert move() == [("witness", 0, 0, True)]
+    assert move() == [("trust", 0, 0, True), ("witness", 1, 0, True)]
+    assert move() == [("trust", 0, 0, True), ("witness", 0, 0, True)]
     request = pb.RetireKeyRequest(tenant="default", purpose="witness", below=2)
     keys.servicer.RetireKey(request, context_as(ADMIN))
     assert keys.provider.open(own.context, own.wrapped) == own.key

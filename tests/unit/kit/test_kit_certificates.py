@@ -19,6 +19,7 @@ from sealward.kit.enroll import enroll, private_folder, write_private
 from sealward.kit.errors import StartupError
 from sealward.kit.metrics import MetricsListener, ServerMetrics
 from sealward.kit.reasons import Code
+from sealward.kit.revocation import Revocations
 from sealward.kit.settings import split_address
 from sealward.kit.tls import Credentials, load_material
 
@@ -95,7 +96,9 @@ def scrape(address: str, context: ssl.SSLContext) -> bytes:
 
 def test_metrics_take_connections_up_to_a_bound(authority: Any) -> None:
     server = authority.issue(f"spiffe://{TD}/service/audit", dns=("localhost",))
-    listener = MetricsListener(CollectorRegistry(), Credentials(server), "127.0.0.1:0")
+    listener = MetricsListener(
+        CollectorRegistry(), Credentials(server), "127.0.0.1:0", Revocations()
+    )
     listener.start()
     host, port = listener.address.rsplit(":", 1)
     with ExitStack() as held:
@@ -123,7 +126,8 @@ def test_metrics_want_a_certificate_and_follow_renewal(authority: Any) -> None:
     ServerMetrics(registry).handled("/a.B/C", Code.OK, 0.1)
     server = authority.issue(f"spiffe://{TD}/service/audit", dns=("localhost",))
     credentials = Credentials(server)
-    listener = MetricsListener(registry, credentials, "127.0.0.1:0")
+    revocations = Revocations()
+    listener = MetricsListener(registry, credentials, "127.0.0.1:0", revocations)
     listener.start()
     client = Credentials(authority.issue(f"spiffe://{TD}/user/prometheus"))
     context = client.ssl_context(ssl.Purpose.SERVER_AUTH)
@@ -144,4 +148,7 @@ def test_metrics_want_a_certificate_and_follow_renewal(authority: Any) -> None:
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
         scrape(listener.address, old)
+    revocations.learn(1, [client.material.serial])
+    with suppress(OSError):
+        assert scrape(listener.address, context) == b""
     listener.stop()

@@ -35,6 +35,7 @@ from sealward.kit.identity import PeerReader, parse_identity
 from sealward.kit.logging import get_logger
 from sealward.kit.metrics import ServerMetrics
 from sealward.kit.reasons import CODES, Code, Reason
+from sealward.kit.revocation import Revocations
 from sealward.kit.seam import Answer, OutCall
 from sealward.kit.server import GrpcServer
 from sealward.kit.settings import ServiceSettings, load, settings_config
@@ -71,9 +72,10 @@ class Rig:
         me = authority.issue(f"spiffe://{TD}/service/keys", dns=(f"keys.{TD}",))
         self.ctx: ServiceContext[Any] = ServiceContext(
             "keys", settings, get_logger("keys"), Credentials(me), Health(), registry,
-            ServerMetrics(registry), PeerReader(TD),
+            ServerMetrics(registry), PeerReader(TD, Revocations()),
         )  # fmt: skip
         ctx = self.ctx
+        ctx.revocations.learn(1, [])
         self.seen: list[tuple[str, str, str]] = []
         self.front = UnaryFront([INFER], ctx.peers, ctx.server_metrics, ctx.log)
         self.batches = BatchFront(
@@ -222,6 +224,95 @@ def test_an_open_connection_ends_with_its_certificate(rig: Rig) -> None:
             threading.Event().wait(0.05)
         error = failing(stub.GetStatus, keys_pb2.GetStatusRequest())
         assert info_of(error).reason == "IDENTITY_INVALID"
+
+
+def test_a_revoked_certificate_does_nothing_more_on_an_open_connection(rig: Rig) -> None:
+    material = rig.authority.issue(f"spiffe://{TD}/service/audit")
+    release = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        release.wait(60)
+        yield from ()
+
+    with rig.channel(material) as channel, rig.as_("service/audit") as other:
+        stub = keys_pb2_grpc.KeysServiceStub(channel)
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=30)
+        batches = channel.stream_stream(APPEND)(nothing(), timeout=30)
+        batches.initial_metadata()
+        spared = other.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=30)
+        assert next(watch)
+        assert next(spared)
+        assert stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
+        rig.ctx.revocations.learn(2, [material.serial])
+        # Open streams are cut, calls are refused, and both are recorded under the caller's name.
+        for stream in (watch, batches):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stream)
+            assert caught.value.code() is grpc.StatusCode.CANCELLED
+        release.set()
+        rig.seen.clear()
+        for call in (
+            channel.unary_unary("/sealward.api.keys.v1.KeysService/GetStatus"),
+            channel.unary_unary("/no/such"),
+        ):
+            error = failing(call, b"")
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+            assert info_of(error).reason == "CERTIFICATE_REVOKED"
+        with pytest.raises(grpc.RpcError) as caught:
+            next(channel.stream_stream(APPEND)(iter([b""]), timeout=10))
+        assert info_of(caught.value).reason == "CERTIFICATE_REVOKED"
+        health = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert info_of(failing(health, b"")).reason == "CERTIFICATE_REVOKED"
+        assert {(who, reason) for who, _, reason in rig.seen} == {
+            ("service/audit", "CERTIFICATE_REVOKED")
+        }
+        assert [method for _, method, _ in rig.seen] == [
+            "/sealward.api.keys.v1.KeysService/GetStatus", "unknown", APPEND,
+        ]  # fmt: skip
+        # Another certificate of the same identity is as good as before.
+        fine = keys_pb2_grpc.KeysServiceStub(other)
+        assert fine.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
+        rig.ctx.health.set("process", ready=False)
+        assert next(spared)
+
+
+def test_who_calls_with_a_revoked_certificate_is_told_to_the_hot_path(rig: Rig) -> None:
+    material = rig.authority.issue(f"spiffe://{TD}/user/ann")
+    rig.ctx.revocations.learn(2, [material.serial])
+    with rig.channel(material) as channel:
+        future = channel.unary_unary(INFER).future(b"x", timeout=10)
+        (call,) = rig.front.recv()
+        assert call.peer.identity.name == "ann"
+        assert call.problem is not None
+        rig.front.reply([Answer(call.id, error=call.problem)])
+        with pytest.raises(grpc.RpcError) as caught:
+            future.result()
+    assert info_of(caught.value).reason == "CERTIFICATE_REVOKED"
+
+
+def test_without_a_confirmed_list_nobody_is_served_but_health(rig: Rig) -> None:
+    now = [0.0]
+    revocations = Revocations(10.0, lambda: now[0])
+    rig.ctx.peers.revocations = revocations
+    with rig.as_("service/audit") as channel:
+        stub = keys_pb2_grpc.KeysServiceStub(channel)
+        health = channel.unary_unary("/grpc.health.v1.Health/Check")
+
+        def refused() -> bool:
+            error = failing(stub.GetStatus, keys_pb2.GetStatusRequest())
+            assert info_of(error).reason == "REVOCATIONS_UNKNOWN"
+            assert error.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            return bool(health(b"", timeout=10))
+
+        assert refused()
+        revocations.learn(1, [])
+        assert stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
+        now[0] = 10.0
+        assert stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
+        now[0] = 10.1
+        assert refused()
+        revocations.confirm(1)
+        assert stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
 
 
 def test_tls_12_is_refused(rig: Rig) -> None:

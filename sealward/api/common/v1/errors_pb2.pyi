@@ -46,6 +46,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Too many attempts from this identity; wait for the time in RetryInfo."""
     REASON_PASSWORD_UNACCEPTABLE: _Reason.ValueType  # 10
     """The new password does not meet the rules."""
+    REASON_CERTIFICATE_REVOKED: _Reason.ValueType  # 11
+    """The client certificate was revoked."""
     REASON_POLICY_DENIED: _Reason.ValueType  # 20
     """--- What they may do ---------------------------------------------------------------------
     No rule permits this call.
@@ -112,6 +114,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A failure of ours; the incident id in the metadata finds it in the service's log."""
     REASON_CANCELLED: _Reason.ValueType  # 68
     """The caller cancelled."""
+    REASON_REVOCATIONS_UNKNOWN: _Reason.ValueType  # 69
+    """The list of revoked certificates was not confirmed for too long: nobody can be told apart."""
     REASON_SEAL_BROKEN: _Reason.ValueType  # 80
     """--- Keys and seals -----------------------------------------------------------------------
     A sealed object does not open: wrong key, wrong context, or it was changed.
@@ -120,6 +124,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The keystore is locked or damaged."""
     REASON_CERTIFICATE_REQUEST_INVALID: _Reason.ValueType  # 82
     """A certificate request that the service does not sign."""
+    REASON_KEY_REVOKED: _Reason.ValueType  # 83
+    """The key of this certificate request belongs to a revoked certificate: make a new key."""
     REASON_KEY_IN_USE: _Reason.ValueType  # 84
     """An older version of a key is not destroyed: who keeps keys under it has not said that it needs
     them no more.
@@ -169,6 +175,8 @@ REASON_RATE_LIMITED: Reason.ValueType  # 9
 """Too many attempts from this identity; wait for the time in RetryInfo."""
 REASON_PASSWORD_UNACCEPTABLE: Reason.ValueType  # 10
 """The new password does not meet the rules."""
+REASON_CERTIFICATE_REVOKED: Reason.ValueType  # 11
+"""The client certificate was revoked."""
 REASON_POLICY_DENIED: Reason.ValueType  # 20
 """--- What they may do ---------------------------------------------------------------------
 No rule permits this call.
@@ -235,6 +243,8 @@ REASON_INTERNAL: Reason.ValueType  # 67
 """A failure of ours; the incident id in the metadata finds it in the service's log."""
 REASON_CANCELLED: Reason.ValueType  # 68
 """The caller cancelled."""
+REASON_REVOCATIONS_UNKNOWN: Reason.ValueType  # 69
+"""The list of revoked certificates was not confirmed for too long: nobody can be told apart."""
 REASON_SEAL_BROKEN: Reason.ValueType  # 80
 """--- Keys and seals -----------------------------------------------------------------------
 A sealed object does not open: wrong key, wrong context, or it was changed.
@@ -243,6 +253,8 @@ REASON_KEYSTORE_UNAVAILABLE: Reason.ValueType  # 81
 """The keystore is locked or damaged."""
 REASON_CERTIFICATE_REQUEST_INVALID: Reason.ValueType  # 82
 """A certificate request that the service does not sign."""
+REASON_KEY_REVOKED: Reason.ValueType  # 83
+"""The key of this certificate request belongs to a revoked certificate: make a new key."""
 REASON_KEY_IN_USE: Reason.ValueType  # 84
 """An older version of a key is not destroyed: who keeps keys under it has not said that it needs
 them no more.
