@@ -42,6 +42,9 @@ def infer(
     receipt_file: Annotated[
         Path | None, typer.Option("--receipt", metavar="FILE", help="Write the receipt here.")
     ] = None,
+    break_glass: Annotated[
+        bool, typer.Option("--break-glass", help="Under emergency access; see sealward access.")
+    ] = False,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +62,7 @@ def infer(
         purpose=purpose or None,
         patient=patient or None,
         timeout=timeout or None,
+        break_glass=break_glass,
     )
     if receipt_file is not None:
         receipt_file.write_bytes(base64.b64decode(result["receipt"]))
@@ -75,6 +79,7 @@ def predict(
     purpose: str | None = None,
     patient: str | None = None,
     timeout: float | None = None,
+    break_glass: bool = False,
 ) -> dict[str, Any]:
     """Ask a model; return protocol JSON with `event_id`, `log_index` and `receipt` (base64).
 
@@ -85,7 +90,7 @@ def predict(
 
     suite.require_running()
     request = request_from_json(model, text, version).SerializeToString()
-    with Caller(suite, user) as caller:
+    with Caller(suite, user, token=_emergency(suite, user) if break_glass else "") as caller:
         answer = caller.ask(request, purpose=purpose, patient=patient, timeout=timeout)
     return {
         **response_to_json(ModelInferResponse.FromString(answer.response)),
@@ -113,7 +118,10 @@ class Caller:
     CliErrors.
     """
 
-    def __init__(self, suite: Suite, user: str, *, consistency_seconds: float = 0.0) -> None:
+    def __init__(
+        self, suite: Suite, user: str, *, consistency_seconds: float = 0.0, token: str = ""
+    ) -> None:
+        """Open the profile of a user; `token` is for another session than the profile keeps."""
         from sealward.cli.connect import user_folder
         from sealward.client.connection import Connection, open_channel
         from sealward.client.core import Core
@@ -125,6 +133,8 @@ class Caller:
         try:
             profile = Profile.load(user_folder(suite, user))
             self._core = Core(profile, consistency_seconds)
+            if token:
+                self._core.use_token(token)
             self._connection = Connection(open_channel(profile, profile.material()))
         except ClientError as error:
             raise client_error(error, user) from None
@@ -168,6 +178,20 @@ class Caller:
         except ValueError as error:
             # Raised for metadata that cannot travel; names the key alone.
             raise usage(str(error)) from None
+
+
+def _emergency(suite: Suite, user: str) -> str:
+    from sealward.cli.access import EMERGENCY_SESSION
+    from sealward.cli.connect import user_folder
+
+    try:
+        return (user_folder(suite, user) / EMERGENCY_SESSION).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise CliError(
+            f"{user} has no emergency access",
+            advice=f"sealward access break-glass --user {user} --patient REFERENCE --reason CODE",
+            reason="SESSION_MISSING",
+        ) from None
 
 
 def client_error(error: ClientError, user: str) -> CliError:

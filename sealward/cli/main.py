@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from sealward.cli import (
+    access,
     audit,
     certs,
     config,
@@ -55,8 +56,9 @@ def build() -> typer.Typer:
     for name, verb in verbs.items():
         app.command(name)(verb)
     nouns = {
-        "user": user.app, "session": session.app, "policy": policy.app, "model": model.app,
-        "audit": audit.app, "keys": keys.app, "certs": certs.app, "config": config.app,
+        "user": user.app, "session": session.app, "access": access.app, "policy": policy.app,
+        "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
+        "config": config.app,
     }  # fmt: skip
     for name, noun in nouns.items():
         app.add_typer(noun, name=name)

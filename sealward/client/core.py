@@ -123,6 +123,10 @@ class Core:
         self._token = self._token or self.profile.token()
         return self._token
 
+    def use_token(self, token: str) -> None:
+        """Use this session in this process, whatever session the profile keeps."""
+        self._token = token
+
     def forget_token(self) -> None:
         """Drop the token that this process holds; the profile may have a newer one."""
         self._token = ""

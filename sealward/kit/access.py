@@ -62,6 +62,17 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service(
+            "sealward.api.gateway.v1.AccessService",
+            {
+                "RequestAccess": _CALLERS,
+                "ListAccess": _PEOPLE,
+                "ApproveAccess": _PEOPLE,
+                "DenyAccess": _PEOPLE,
+                "RevokeAccess": _PEOPLE,
+                "BreakGlass": _CALLERS,
+            },
+        ),
+        **_service(
             "sealward.api.gateway.v1.PolicyService",
             dict.fromkeys(
                 (

@@ -16,6 +16,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.kit.seam import Call
 from sealward.kit.wire import WireError, oip_head
+from services.gateway.emergency import check_patient
 from services.gateway.events import Event, Run
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Facts, Policy
@@ -34,6 +35,13 @@ class Sessions(Protocol):
 
     def load(self, name: str, spki: bytes) -> Session:
         """See SessionStore.load."""
+
+
+class Granted(Protocol):
+    """What admission needs of the grants."""
+
+    def covers(self, user_id: str, model: str, purpose: str) -> bool:
+        """See Grants.covers."""
 
 
 class Limits(Protocol):
@@ -69,10 +77,16 @@ class Admission:
     """Decides on predictions. Thread-safe; raises SealwardError for a call that may not begin."""
 
     def __init__(
-        self, sessions: Sessions, policy: Policy, limits: Limits, max_message_bytes: int
+        self,
+        sessions: Sessions,
+        policy: Policy,
+        grants: Granted,
+        limits: Limits,
+        max_message_bytes: int,
     ) -> None:
         self._sessions = sessions
         self._policy = policy
+        self._grants = grants
         self._limits = limits
         self._max_bytes = max_message_bytes
 
@@ -119,7 +133,12 @@ class Admission:
             raise _field("model_version")
         flight.model, flight.version = model, version
         flight.purpose = purpose_of(headers.purpose, session.roles)
-        facts = Facts(session.user, call.peer.identity.kind, patient=bool(headers.patient))
+        check_patient(session, headers.patient)
+        facts = Facts(
+            session.user, call.peer.identity.kind,
+            granted=self._grants.covers(session.user_id, model, flight.purpose),
+            break_glass=bool(session.break_glass), patient=bool(headers.patient),
+        )  # fmt: skip
         flight.decision = self._policy.decide(
             session.roles, "ModelInfer", model, flight.purpose, facts
         )

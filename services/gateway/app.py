@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
-from sealward.api.gateway.v1 import gateway_pb2_grpc, policy_pb2_grpc
+from sealward.api.gateway.v1 import access_pb2_grpc, gateway_pb2_grpc, policy_pb2_grpc
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
 from sealward.api.oip.v2 import open_inference_pb2_grpc
 from sealward.kit.channel import Channels
@@ -23,6 +25,7 @@ from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.logging import where
 from sealward.kit.reasons import Reason
 from sealward.kit.server import GrpcServer
+from services.gateway.access_servicer import AccessServicer
 from services.gateway.admission import Admission
 from services.gateway.authority import Authority
 from services.gateway.catalog import Catalog
@@ -30,6 +33,7 @@ from services.gateway.control import ControlRecorder
 from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
+from services.gateway.grants import Grants
 from services.gateway.oip import InferenceServicer
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import METHOD, Pipeline, audit_lost
@@ -113,6 +117,11 @@ class Gateway:
             fixed=settings.policy_file is not None,
         )
         policy = changes.live
+        self._grants = Grants(settings.data_dir / "grants.db", time.time)
+        broken_glass = Counter(
+            "sealward_gateway_break_glass", "Times that the glass was broken, by reason",
+            ["reason"], registry=ctx.metrics,
+        )  # fmt: skip
         authority = Authority(self._store, policy)
         denials = DenialLimit()
         writer = EventWriter()
@@ -124,7 +133,9 @@ class Gateway:
 
         self._pipeline = Pipeline(
             self._front,
-            Admission(self._store, policy, self._catalog, settings.max_message_bytes),
+            Admission(
+                self._store, policy, self._grants, self._catalog, settings.max_message_bytes
+            ),
             self._inference, self._audit, writer, denials, self._catalog, log,
             audit_ready=audit_ready, append_seconds=settings.append_seconds,
             max_response_bytes=settings.max_response_bytes, max_flights=settings.max_flights,
@@ -159,6 +170,17 @@ class Gateway:
                 (
                     policy_pb2_grpc.add_PolicyServiceServicer_to_server,
                     PolicyServicer(authority, changes, self._users, lambda: self._catalog.names),
+                ),
+                (
+                    access_pb2_grpc.add_AccessServiceServicer_to_server,
+                    AccessServicer(
+                        authority,
+                        self._grants,
+                        self._store,
+                        log,
+                        break_glass_seconds=settings.break_glass_seconds,
+                        alarm=lambda reason: broken_glass.labels(reason).inc(),
+                    ),
                 ),
                 (
                     gateway_pb2_grpc.add_LogServiceServicer_to_server,
@@ -215,6 +237,7 @@ class Gateway:
         self._passwords.close()
         self._users.close()
         self._policies.close()
+        self._grants.close()
         for channels in self._all_channels:
             channels.close()
 

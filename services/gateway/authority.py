@@ -59,12 +59,28 @@ class Authority:
         caller = note(call, Caller(call.peer.identity, session))
         headers = read_headers(call.metadata)
         rpc = call.method.rsplit("/", 1)[1]
-        facts = Facts(session.user, call.peer.identity.kind, patient=bool(headers.patient))
+        facts = _facts(call.peer.identity, session, headers.patient)
         decision = self._policy.decide(session.roles, rpc, model, headers.purpose, facts)
         caller = note(call, Caller(call.peer.identity, session, decision, headers))
         if not decision.permitted:
             raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role this call")
         return caller
+
+    def may(self, caller: Caller, rpc: str) -> bool:
+        """Whether a caller who was admitted may also call another RPC."""
+        if caller.local:
+            return True
+        session = caller.session
+        if session is None:
+            return False
+        facts = _facts(caller.identity, session)
+        return self._policy.decide(session.roles, rpc, "", "", facts).permitted
+
+
+def _facts(identity: Identity, session: Session, patient: str = "") -> Facts:
+    return Facts(
+        session.user, identity.kind, break_glass=bool(session.break_glass), patient=bool(patient)
+    )
 
 
 def note(call: ControlCall, caller: Caller) -> Caller:

@@ -32,6 +32,7 @@ from services.gateway.pipeline import audit_lost, receipt_trailers
 _OIP = "/inference.GRPCInferenceService/"
 _SESSION = "/sealward.api.gateway.v1.SessionService/"
 _USER = "/sealward.api.gateway.v1.UserService/"
+_ACCESS = "/sealward.api.gateway.v1.AccessService/"
 _POLICY = "/sealward.api.gateway.v1.PolicyService/"
 _LOG = "/sealward.api.gateway.v1.LogService/"
 
@@ -55,6 +56,12 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_USER}DisableUser": "user.disable",
         f"{_USER}ListUsers": "user.list",
         f"{_USER}IssueUserCertificate": "user.certificate",
+        f"{_ACCESS}RequestAccess": "access.request",
+        f"{_ACCESS}ListAccess": "access.list",
+        f"{_ACCESS}ApproveAccess": "access.approve",
+        f"{_ACCESS}DenyAccess": "access.deny",
+        f"{_ACCESS}RevokeAccess": "access.revoke",
+        f"{_ACCESS}BreakGlass": "session.break-glass",
         f"{_POLICY}GetPolicy": "policy.read",
         f"{_POLICY}ListPolicies": "policy.read",
         f"{_POLICY}ProposePolicy": "policy.propose",

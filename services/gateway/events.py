@@ -51,13 +51,19 @@ def actor(identity: Identity, spki: bytes, session: Session | None) -> bytes:
     """Encode who asked. Before there is a session the certificate alone says it."""
     return _actor(
         *(identity.name, identity.kind, spki),
-        *(("", ()) if session is None else (session.session_id, session.roles)),
+        *(
+            ("", (), "")
+            if session is None
+            else (session.session_id, session.roles, session.break_glass)
+        ),
     )
 
 
 # Plain values make cheap keys: hashing a whole session costs more than all else here.
 @lru_cache(maxsize=8192)
-def _actor(name: str, kind: str, spki: bytes, session_id: str, roles: tuple[str, ...]) -> bytes:
+def _actor(
+    name: str, kind: str, spki: bytes, session_id: str, roles: tuple[str, ...], break_glass: str
+) -> bytes:
     parts = [
         attribute(names.ACTOR_ID, name),
         attribute(names.ACTOR_KIND, kind),
@@ -65,8 +71,11 @@ def _actor(name: str, kind: str, spki: bytes, session_id: str, roles: tuple[str,
     ]
     if session_id:
         parts += [attribute(names.ACTOR_ROLES, roles), attribute(names.SESSION_ID, session_id)]
-        if "break-glass" in roles:
-            parts.append(attribute(names.BREAK_GLASS, True))
+        if break_glass:
+            parts += [
+                attribute(names.BREAK_GLASS, True),
+                attribute(names.BREAK_GLASS_REASON, break_glass),
+            ]
     return b"".join(parts)
 
 

@@ -94,6 +94,14 @@ def read_headers(metadata: Mapping[str, str | bytes]) -> Headers:
     return Headers(str(purpose), patient, number, parent)
 
 
+def check_patient_reference(patient: str, field: str) -> None:
+    """Raise FIELD_INVALID for what is no patient reference."""
+    if not _PATIENT.fullmatch(patient):
+        raise SealwardError(
+            Reason.FIELD_INVALID, "must be 1 to 128 printable ASCII characters", field=field
+        )
+
+
 def _matching(
     metadata: Mapping[str, str | bytes], key: str, form: re.Pattern[str], description: str
 ) -> str:

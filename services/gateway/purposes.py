@@ -55,7 +55,9 @@ def groups_of(purpose: str) -> tuple[str, ...]:
 
 
 # What a call of this role is for when it does not say. No other role has a default.
-DEFAULTS = {"clinician": "TREAT", "break-glass": "ETREAT"}
+DEFAULTS = {"clinician": "TREAT"}
+# What a call under broken glass is for; the role beside others says only that it may be broken.
+_EMERGENCY_ROLE, _EMERGENCY = "break-glass", "ETREAT"
 
 
 def purpose_of(asked: str, roles: Iterable[str]) -> str:
@@ -65,7 +67,10 @@ def purpose_of(asked: str, roles: Iterable[str]) -> str:
     """
     if asked:
         return asked
+    roles = list(roles)
     found = {DEFAULTS[role] for role in roles if role in DEFAULTS}
+    if roles == [_EMERGENCY_ROLE]:
+        found = {_EMERGENCY}
     if len(found) != 1:
         raise SealwardError(
             Reason.PURPOSE_REQUIRED, "this role has no default purpose", field="sealward-purpose"

@@ -25,7 +25,9 @@ class Session:
 
     `session_id` is public and not the token. `spki` is the SHA-256 of the certificate's public key
     (DER SPKI, 32 bytes). `created` and `expires` are seconds since the epoch. `generation` is the
-    user's at login: it rises when all sessions of a user end.
+    user's at login: it rises when all sessions of a user end. `break_glass` is the reason code of a
+    session that was opened by breaking the glass, and `patient` then marks the one patient that it
+    is for (emergency.py).
     """
 
     session_id: str
@@ -36,6 +38,8 @@ class Session:
     created: int
     expires: int
     generation: int = 0
+    break_glass: str = ""
+    patient: str = ""
 
     def encode(self) -> bytes:
         """Write the session as JSON. The result is sealed before it leaves the process."""

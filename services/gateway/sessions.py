@@ -31,6 +31,7 @@ from redis.retry import Retry
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.emergency import patient_mark
 from services.gateway.invalidation import STORE_ERRORS, InvalidationLink
 from services.gateway.session import (
     Session,
@@ -188,9 +189,21 @@ class SessionStore:
         return session
 
     def create(
-        self, user_id: str, user: str, roles: Sequence[str], spki: bytes, generation: int = 0
+        self,
+        user_id: str,
+        user: str,
+        roles: Sequence[str],
+        spki: bytes,
+        generation: int = 0,
+        *,
+        break_glass: str = "",
+        patient: str = "",
+        life_seconds: int | None = None,
     ) -> tuple[str, Session]:
         """Make a session; return its token and the session.
+
+        `break_glass` is a reason code, and then `patient` the reference of the one patient that it
+        is for; `life_seconds` is for a life shorter than usual.
 
         `generation` is the user's from before the password was checked: whoever was disabled in
         the meantime has no session.
@@ -198,9 +211,12 @@ class SessionStore:
         now = int(time.time())
         token = new_token()
         name = token_hash(token)
+        session_id = new_session_id()
+        life = min(self._life_seconds, life_seconds or self._life_seconds)
         session = Session(
-            *(new_session_id(), user_id, user, tuple(roles), spki),
-            *(now, now + self._life_seconds, generation),
+            *(session_id, user_id, user, tuple(roles), spki, now, now + life, generation),
+            break_glass,
+            patient_mark(session_id, patient) if break_glass else "",
         )
         sealed = self._sealer.seal(session.encode(), name)
         gone = session.expires + _LINGER_SECONDS

@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from sealward.tlog.proof import TlogProof
 from services.gateway import events
 from services.gateway.admission import Admission
 from services.gateway.denials import DenialLimit
+from services.gateway.emergency import patient_mark
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
 from services.gateway.pipeline import METHOD, Pipeline, audit_lost
@@ -115,6 +117,16 @@ class Models:
         return events.model(model, version if version == "1" else "")
 
 
+class Granted:
+    """Grants by user id, model and purpose."""
+
+    def __init__(self) -> None:
+        self.granted: set[tuple[str, str, str]] = set()
+
+    def covers(self, user_id: str, model: str, purpose: str) -> bool:
+        return (user_id, model, purpose) in self.granted
+
+
 class Harness:
     """A pipeline with everything around it."""
 
@@ -136,9 +148,10 @@ class Harness:
         self.to_audit = Exchange(audit_lost, audit_lost)
         self.to_audit.bind(self.audit)
         self.writer = EventWriter()
+        self.grants = Granted()
         self.pipeline = Pipeline(
             self.front,
-            Admission(self.sessions, load_policy(None), Limits(), 4096),
+            Admission(self.sessions, load_policy(None), self.grants, Limits(), 4096),
             self.to_inference,
             self.to_audit,
             self.writer,
@@ -152,9 +165,14 @@ class Harness:
         )
         self.number = 0
 
-    def login(self, roles: tuple[str, ...] = ("clinician",), *, cold: bool = False) -> str:
+    def login(
+        self, roles: tuple[str, ...] = ("clinician",), *, cold: bool = False, emergency: str = ""
+    ) -> str:
         token = new_token()
         session = Session("5" * 32, "u1", "ada", roles, SPKI, 0, 2**31)
+        if emergency:
+            mark = patient_mark(session.session_id, emergency)
+            session = replace(session, break_glass="life-threat", patient=mark)
         (self.sessions.cold if cold else self.sessions.warm)[token_hash(token)] = session
         return token
 
@@ -354,11 +372,35 @@ def test_without_a_purpose_where_the_role_has_none(h: Harness) -> None:
 
 
 def test_break_glass_says_so(h: Harness) -> None:
-    h.pipeline.take([h.call(h.login(("break-glass",)))])
+    token = h.login(("break-glass",), emergency="MRN-7")
+    h.pipeline.take([h.call(token, sealward_patient="MRN-7")])
     h.run_model()
     h.commit()
     assert h.attributes()["break_glass"] is True
+    assert h.attributes()["break_glass.reason"] == "life-threat"
     assert h.attributes()["purpose"] == "ETREAT"
+
+
+@pytest.mark.parametrize("patient", [{}, {"sealward_patient": "MRN-8"}])
+def test_broken_glass_is_about_one_patient(h: Harness, patient: dict[str, str]) -> None:
+    token = h.login(("break-glass",), emergency="MRN-7")
+    said = refused(h, h.call(token, **patient), Reason.POLICY_DENIED, "denied")
+    assert said["break_glass"] is True
+
+
+def test_the_role_alone_breaks_no_glass(h: Harness) -> None:
+    call = h.call(h.login(("break-glass",)), sealward_patient="MRN-7")
+    said = refused(h, call, Reason.POLICY_DENIED, "denied")
+    assert "break_glass" not in said
+
+
+def test_a_grant_opens_one_model_for_one_purpose(h: Harness) -> None:
+    h.grants.granted.add(("u1", "breast-cancer", "HRESCH"))
+    refused(h, h.call(h.login(), sealward_purpose="HMARKT"), Reason.POLICY_DENIED, "denied")
+    h.pipeline.take([h.call(h.login(), sealward_purpose="HRESCH")])
+    h.run_model()
+    h.commit()
+    assert h.attributes()["policy.id"] == "granted-infer"
 
 
 @pytest.mark.parametrize(

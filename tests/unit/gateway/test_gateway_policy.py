@@ -117,8 +117,13 @@ def test_the_shipped_set() -> None:
     assert {purpose for role, purpose in infer if role == "clinician"} == {
         "TREAT", "CAREMGT", "COC", "PATSFTY",
     }  # fmt: skip
-    assert {purpose for role, purpose in infer if role == "break-glass"} == {"ETREAT", "BTG"}
-    assert {role for role, _ in infer} == {"clinician", "service", "break-glass", "model-admin"}
+    assert {role for role, _ in infer} == {"clinician", "service", "model-admin"}
+    broken = Facts(break_glass=True, patient=True)
+    assert {
+        purpose
+        for purpose in [*PURPOSES, ""]
+        if policy.decide(("break-glass",), "ModelInfer", "any", purpose, broken).permitted
+    } == {"ETREAT", "BTG"}
     people = {"CreateUser", "DisableUser", "ListUsers", "RevokeSessions", "ListSessions"}
     assert {role for role, rpc, _ in permitted if rpc in people} == {"security-admin"}
 

@@ -251,7 +251,11 @@ def test_single_changes_that_turn_the_answer_round() -> None:
     policy = load_policy(None)
     refused_ = Question(("operator",), "ModelInfer", "m", "TREAT", Facts())
     found = {(c.what, c.value): c.rule for c in changes(policy, refused_)}
-    assert found == {("role", "clinician"): "clinician-infer", ("role", "service"): "service-infer"}
+    assert found == {
+        ("role", "clinician"): "clinician-infer",
+        ("role", "service"): "service-infer",
+        ("granted", "yes"): "granted-infer",
+    }
     permitted = Question(("clinician",), "ModelInfer", "m", "TREAT", Facts())
     found = {(c.what, c.value): c.rule for c in changes(policy, permitted)}
     assert ("role", "-clinician") in found
