@@ -8,10 +8,10 @@ BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE ?= copy
 
-.PHONY: help dev run demo test lint fmt protos bench models clean
+.PHONY: help dev run demo test lint fmt protos bench bench-audit models clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -59,8 +59,12 @@ models: dev ## rebuild the shipped models and check that they are the committed 
 	@UV_PROJECT_ENVIRONMENT=.venv-models $(UV) sync --quiet --frozen --only-group models
 	@.venv-models/bin/python tools/build_models.py --check
 
-bench: dev ## benchmarks, side by side in one run
+bench: dev ## benchmarks, side by side in one run: the suite, then the audit log
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.audit
+
+bench-audit: dev ## those of the audit log alone
+	@$(BIN)/python -m benchmarks.audit
 
 clean: ## remove what make made
 	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-data

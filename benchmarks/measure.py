@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sqlite3
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -101,6 +102,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "filesystem": kinds[-1] if kinds else "?",
+        "sqlite": sqlite3.sqlite_version,
         **{name: version(name) for name in ("grpcio", "onnxruntime", "protobuf", "sealward")},
     }
 

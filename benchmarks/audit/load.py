@@ -7,11 +7,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
-from benchmarks.audit.spans import entries, export_requests
+from benchmarks.audit.spans import Request, entries, export_requests
 from benchmarks.measure import percentile
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.batch_pb2 import Reply
@@ -119,6 +120,7 @@ def append(
         raise SystemExit(f"{appender.failed} entries were refused")
     return {
         "per_second": len(appender.taken) / elapsed,
+        "sent": 4 * in_flight + len(appender.taken),
         "p50_us": percentile(appender.taken, 0.5) * 1e6,
         "p99_us": percentile(appender.taken, 0.99) * 1e6,
     }
@@ -126,24 +128,28 @@ def append(
 
 def export(
     credentials: Credentials, address: str, connections: int, seconds: float, spans: int = 512
-) -> dict[str, Any]:
-    """Export spans for so long over several connections; return what was acknowledged."""
+) -> tuple[dict[str, Any], list[Request]]:
+    """Export spans for so long over several connections; return figures and what was acknowledged.
+
+    A request that is refused for the moment is sent again, as every exporter does.
+    """
     make = export_requests(spans)
     lock = threading.Lock()
-    acknowledged = refused = 0
+    acknowledged: list[Request] = []
+    refused = 0
     begin = threading.Barrier(connections + 1)
     ends = [0.0]
 
     def work() -> None:
-        nonlocal acknowledged, refused
+        nonlocal refused
         channels = Channels(credentials, address, _SERVER)
         call: Any = channels.get().unary_unary(EXPORT_METHOD)
         begin.wait()
         while time.perf_counter() < ends[0]:
-            body = make()
+            request = make()
             while True:
                 try:
-                    call(body, timeout=30, wait_for_ready=True)
+                    call(request.body, timeout=30, wait_for_ready=True)
                 except grpc.RpcError as error:
                     if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         raise
@@ -153,7 +159,7 @@ def export(
                 else:
                     break
             with lock:
-                acknowledged += spans
+                acknowledged.append(replace(request, body=b""))
         channels.close()
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(connections)]
@@ -165,8 +171,9 @@ def export(
     for thread in threads:
         thread.join()
     elapsed = time.perf_counter() - began
+    count = spans * len(acknowledged)
     return {
-        "per_second": acknowledged / elapsed,
-        "acknowledged": acknowledged,
+        "per_second": count / elapsed,
+        "acknowledged": count,
         "asked_to_wait": refused,
-    }
+    }, acknowledged

@@ -6,59 +6,81 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
+from benchmarks.audit.beside import Say
 from benchmarks.audit.load import Appender
 from benchmarks.audit.services import Services
 from benchmarks.audit.spans import entries
-from sealward.api.audit.v1 import audit_pb2
-from sealward.api.audit.v1.audit_pb2_grpc import AuditServiceStub
+from sealward.api.audit.v1 import review_pb2
+from sealward.api.audit.v1.review_pb2_grpc import ReviewServiceStub
 from sealward.kit.channel import Channels
 
 _IN_FLIGHT = 256
 _ASKED = 20
 
 
-def run(services: Services, events: int, patients: int) -> dict[str, Any]:
-    """Fill the log of running services and measure; the services go on."""
+def run(services: Services, events: int, patients: int, say: Say) -> dict[str, Any]:
+    """Fill the empty log of running services and measure; the services go on."""
+    say(f"a log of {events:,} events")
     appender = Appender(services.credentials("gateway"), services.address, entries(patients))
     elapsed = appender.run(_IN_FLIGHT, count=events)
     appender.close()
     if appender.failed:
         raise SystemExit(f"{appender.failed} entries were refused")
-    return {
+    filled = {
         "events": events,
         "filled_per_second": events / elapsed,
         "memory_mib": sum(measure.memory(services.audit_pid).values()),
-        "accounting_ms": _accounting(services, patients),
-        "verify": _verify(services),
-        "restart_seconds": _restart(services),
+        "memory_peak_mib": _peak(services.audit_pid),
+    }
+    say("one patient's events")
+    accounting = _ask(services, patients, access=False)
+    access = _ask(services, patients, access=True)
+    say("verification")
+    verify = _verify(services)
+    say("restart")
+    services.stop("audit")
+    restart = services.start("audit")
+    return {
+        **filled,
+        "accounting_ms": accounting,
+        "access_ms": access,
+        "verify": verify,
+        "restart_seconds": restart,
         "memory_after_restart_mib": sum(measure.memory(services.audit_pid).values()),
     }
 
 
-def _accounting(services: Services, patients: int) -> dict[str, float]:
-    """Ask for all events of one patient with their proofs; milliseconds at the client."""
+def _ask(services: Services, patients: int, *, access: bool) -> dict[str, float]:
+    """Ask for one patient after another; milliseconds at the client.
+
+    `access`: everybody who looked; else the accounting of disclosures. Each event with its proof.
+    """
     channels = Channels(services.credentials("admin"), services.address, "audit.sealward.local")
-    stub = AuditServiceStub(channels.get())
+    stub = ReviewServiceStub(channels.get())
     taken: list[float] = []
-    found = 0
+    found = proofs = 0
     for number in range(_ASKED):
-        request = audit_pb2.QueryEventsRequest(
-            patient=f"patient-{number * patients // _ASKED}", limit=10_000, receipts=True
+        request = review_pb2.ReportDisclosuresRequest(
+            patient=f"patient-{number * patients // _ASKED}", receipts=True, access=access
         )
         began = time.perf_counter()
-        answer = stub.QueryEvents(request, timeout=30, wait_for_ready=True)
+        answer = stub.ReportDisclosures(request, timeout=30, wait_for_ready=True)
         taken.append((time.perf_counter() - began) * 1e3)
-        if len(answer.receipts) != len(answer.events):
-            raise SystemExit("an event came without its receipt")
-        found += len(answer.events)
+        for row in answer.disclosures:
+            if len(row.receipts) != len(row.events):
+                raise SystemExit("an event came without its receipt")
+            proofs += len(row.receipts)
+        found += answer.events
     channels.close()
     return {
         "p50": measure.percentile(taken, 0.5),
         "worst": max(taken),
         "events_each": found / _ASKED,
+        "proofs_each": proofs / _ASKED,
     }
 
 
@@ -69,9 +91,12 @@ def _verify(services: Services) -> dict[str, Any]:
     began = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "entries": json.loads(done.stdout)["size"]}
+    report = json.loads(done.stdout)
+    return {"seconds": seconds, "entries": report["size"]}
 
 
-def _restart(services: Services) -> float:
-    services.stop("audit")
-    return services.start("audit")
+def _peak(pid: int) -> float:
+    """The most memory that a process has had resident, in MiB."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    kib = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:"))
+    return kib / 1024

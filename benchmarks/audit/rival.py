@@ -9,6 +9,9 @@ from typing import Any
 
 from benchmarks.gobuild import build
 
+AGES = {1: ("100us", "1ms"), 16: ("5ms", "1ms"), 256: ("5ms", "20ms")}
+"""How long a batch may wait to fill, by number of writers: the settings that served it best."""
+
 _SOURCE = Path(__file__).parent.parent / "rivals" / "tessera"
 
 
@@ -20,9 +23,11 @@ def tessera() -> Path:
     return binary
 
 
-def run(binary: Path, folder: Path, writers: int, seconds: float, *, receipts: bool) -> Any:
+def run(
+    binary: Path, folder: Path, writers: int, seconds: float, age: str, *, receipts: bool
+) -> Any:
     """Measure it in an empty folder; `receipts`: each writer waits for its inclusion proof."""
-    command = [str(binary), "-dir", str(folder), "-writers", str(writers)]
+    command = [str(binary), "-dir", str(folder), "-writers", str(writers), "-batch-age", age]
     command += ["-seconds", str(seconds)]
     if receipts:
         command.append("-receipts")

@@ -94,7 +94,7 @@ class TiledTree:
 
         Nothing changes, so that the new root can be made durable first. `adopt` is the second half.
         """
-        if any(len(h) != HASH_SIZE for h in hashes):
+        if {*map(len, hashes)} - {HASH_SIZE}:
             raise ValueError("a leaf hash is 32 bytes long")
         levels: Sequence[bytes | bytearray] = self._part[1]
         tiles: list[list[bytes]] = []

@@ -20,7 +20,7 @@ from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealward.tlog.cose import format_receipt, sign_root
 from sealward.tlog.errors import CoseError, ProofError
 from sealward.tlog.leaf import EVENT_ID_SIZE
-from sealward.tlog.merkle import EMPTY_ROOT, leaf_hash
+from sealward.tlog.merkle import EMPTY_ROOT, leaf_hash, leaf_hashes
 from sealward.tlog.note import Ed25519Signer, parse_note
 from sealward.tlog.tiledtree import TiledTree
 from sealward.tlog.tiles import TILE_WIDTH
@@ -308,7 +308,24 @@ class Log(LogView):
 
     def _append(self, candidates: Sequence[Candidate], *, proofs: bool) -> Committed:
         self._keys.check()
-        known = self._store.find([c.key.event_id for c in candidates])
+        ids = [c.key.event_id for c in candidates]
+        known = self._store.find(ids)
+        if known or len(set(ids)) < len(ids):
+            return self._append_unknown(candidates, known, proofs=proofs)
+        first = self._tree.size
+        leaves = self._store_new(first, candidates) if candidates else []
+        size, checkpoint = self._head
+        places = map(Placed, range(first, size), leaves, self._paths(first, size, proofs=proofs))
+        return Committed(list(places), checkpoint, [], len(leaves))
+
+    def _append_unknown(
+        self,
+        candidates: Sequence[Candidate],
+        known: dict[bytes, tuple[int, bytes]],
+        *,
+        proofs: bool,
+    ) -> Committed:
+        """Append those whose ids are not `known` (index and fingerprint of stored ones)."""
         first = self._tree.size
         fresh: list[Candidate] = []
         places: list[int] = []
@@ -325,9 +342,7 @@ class Log(LogView):
             places.append(index)
         leaves = self._store_new(first, fresh) if fresh else []
         size, checkpoint = self._head
-        paths = [b""] * len(fresh)
-        if fresh and proofs:
-            paths = self._tree.inclusions(first, size, size)
+        paths = self._paths(first, size, proofs=proofs)
         results: list[Placed | SealwardError] = []
         used: set[int] = set()
         for index in places:
@@ -344,6 +359,11 @@ class Log(LogView):
         conflicts = [n for n, index in enumerate(places) if index < 0]
         return Committed(results, checkpoint, conflicts, len(fresh))
 
+    def _paths(self, first: int, size: int, *, proofs: bool) -> list[bytes]:
+        if first == size or not proofs:
+            return [b""] * (size - first)
+        return self._tree.inclusions(first, size, size)
+
     def _store_new(self, first: int, fresh: Sequence[Candidate]) -> list[bytes]:
         sealed = self._segments.seal_all([(c.prefix, c.span) for c in fresh])
         leaves = [c.prefix + s for c, s in zip(fresh, sealed, strict=True)]
@@ -357,7 +377,7 @@ class Log(LogView):
         keys: Sequence[EventKey],
         rows: Sequence[Row | None],
     ) -> None:
-        hashes = [leaf_hash(leaf) for leaf in leaves]
+        hashes = leaf_hashes(leaves)
         size = first + len(leaves)
         growth = self._tree.grown(hashes)
         self._store.commit(first, leaves, hashes, keys, Head(size, growth.root))
@@ -388,7 +408,7 @@ def load_tree(store: LogStore) -> TiledTree:
     try:
         for start in range(0, head.size, _LOAD):
             leaves = store.leaves(start, min(start + _LOAD, head.size))
-            tree.append([leaf_hash(leaf) for leaf in leaves])
+            tree.append(leaf_hashes(leaves))
     except StoreBrokenError as error:
         raise StartupError(f"the audit store cannot be read: {error}") from None
     if tree.root() != head.root:

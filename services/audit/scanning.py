@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import EVENT_ID_SIZE, PREFIX_SIZE, VERSION
-from sealward.tlog.merkle import leaf_hash
+from sealward.tlog.merkle import leaf_hashes
 from sealward.tlog.tiledtree import TiledTree
 from services.audit.index import Query, Row
 from services.audit.reports.found import Found
@@ -49,7 +49,7 @@ def scan(shard: Shard, query: Query, alive: Callable[[], bool]) -> Scanned:
         if not alive():
             raise SealwardError(Reason.CANCELLED, "nobody waits for the answer any more")
         leaves = shard.store.leaves(start, min(start + _READ_ENTRIES, size))
-        tree.append([leaf_hash(leaf) for leaf in leaves])
+        tree.append(leaf_hashes(leaves))
         known = dict(
             shard.index.rows(Query(after_index=start - 1, oldest_first=True, limit=len(leaves)))
         )

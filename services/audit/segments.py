@@ -115,7 +115,7 @@ class Segments:
             if current is None or current.left < len(entries):
                 raise ValueError("a batch is larger than a segment")
         # The lease is asked before every batch: what was derived from the key ends with it.
-        current.branch.use(sum(len(text) for _, text in entries), len(entries))
+        current.branch.use(sum([len(text) for _, text in entries]), len(entries))
         current.left -= len(entries)
         return current.sealer.seal_all(entries)
 

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ CREATE TABLE state (
 _INSERT = f"INSERT INTO events (idx, {_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608
 # Many rows in one step: between two steps the interpreter's lock is asked for, and the thread that
 # appends has it.
-_STEP_ROWS = 64
+_STEP_ROWS = 256
 _INSERT_STEP = _INSERT + f", ({_MARKS})" * (_STEP_ROWS - 1)
 _MAINTAIN_BYTES = 16 << 20
 _AUTOCHECKPOINT_PAGES = 65_536
@@ -86,9 +87,7 @@ class SqliteIndex:
                 db.execute("BEGIN IMMEDIATE")
                 whole = len(values) - len(values) % _STEP_ROWS
                 for at in range(0, whole, _STEP_ROWS):
-                    db.execute(
-                        _INSERT_STEP, [v for row in values[at : at + _STEP_ROWS] for v in row]
-                    )
+                    db.execute(_INSERT_STEP, [*chain.from_iterable(values[at : at + _STEP_ROWS])])
                 db.executemany(_INSERT, values[whole:])
                 db.execute("UPDATE state SET size = ? WHERE id = 1", (size,))
                 db.execute("COMMIT")
