@@ -8,7 +8,7 @@ BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE ?= copy
 
-.PHONY: help dev run demo test lint fmt protos bench bench-audit models clean
+.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys models clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -59,12 +59,16 @@ models: dev ## rebuild the shipped models and check that they are the committed 
 	@UV_PROJECT_ENVIRONMENT=.venv-models $(UV) sync --quiet --frozen --only-group models
 	@.venv-models/bin/python tools/build_models.py --check
 
-bench: dev ## benchmarks, side by side in one run: the suite, then the audit log
+bench: dev ## benchmarks, side by side in one run: the suite, the audit log, keys
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.audit
+	@$(BIN)/python -m benchmarks.keys
 
 bench-audit: dev ## those of the audit log alone
 	@$(BIN)/python -m benchmarks.audit
+
+bench-keys: dev ## those of sealing, the keys service and mutual TLS alone
+	@$(BIN)/python -m benchmarks.keys
 
 clean: ## remove what make made
 	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-data

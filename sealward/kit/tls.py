@@ -11,7 +11,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 from cryptography import x509
@@ -26,7 +26,7 @@ from sealward.kit.errors import StartupError
 class Material:
     """A private key with its certificate chain and the certificates to trust, all PEM."""
 
-    key_pem: bytes = field(repr=False)
+    key_pem: bytes
     chain_pem: bytes
     bundle_pem: bytes
     not_before: float

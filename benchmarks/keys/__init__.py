@@ -1,0 +1,1 @@
+"""Benchmarks of sealing and of the keys service: `python -m benchmarks.keys`."""
