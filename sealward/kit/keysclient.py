@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +57,36 @@ class ChannelSource(Protocol):
 
     def get(self) -> grpc.Channel:
         """Return the channel in use."""
+
+
+class RingMetrics(Protocol):
+    """What a ring tells of its keys (sealward.kit.keymetrics.LeaseMetrics)."""
+
+    def uses(self, purpose: str) -> Callable[[], None]:
+        """Return what counts one served use."""
+
+    def refused(self, purpose: str, bound: str) -> None:
+        """Count a use that a bound refused."""
+
+    def asked(self, purpose: str, kind: str, outcome: str) -> None:
+        """Count a request: `create`, `open` or `renew`; `ok`, `failed` or `refused`."""
+
+    def follow(self, held: Callable[[], Iterable[tuple[str, float]]]) -> None:
+        """Take what tells the purpose of each key held, and the seconds that it has left."""
+
+
+class _Unmeasured:
+    def uses(self, purpose: str) -> Callable[[], None]:  # noqa: ARG002
+        return lambda: None
+
+    def refused(self, purpose: str, bound: str) -> None:
+        pass
+
+    def asked(self, purpose: str, kind: str, outcome: str) -> None:
+        pass
+
+    def follow(self, held: Callable[[], Iterable[tuple[str, float]]]) -> None:
+        pass
 
 
 class KeysServiceSource:
@@ -113,6 +143,7 @@ class BranchKey:
         self.next_try = leased.soft_at
         self.failures = 0
         self._lock = threading.Lock()
+        self._served = ring.metrics.uses(context.purpose)
 
     @property
     def live(self) -> bool:
@@ -138,14 +169,16 @@ class BranchKey:
         leased = self._leased
         try:
             key = leased.use(size, messages)
-        except LeaseExpiredError:
+        except LeaseExpiredError as error:
             self._sealer = None
             self._ring.wake(self)
+            self._ring.metrics.refused(self.context.purpose, error.bound)
             raise SealwardError(
                 Reason.KEYS_UNAVAILABLE, "the lease of a key has run out", retry_after=1.0
             ) from None
         if leased.renewal_due:
             self._ring.wake(self)
+        self._served()
         return key
 
     def seal(self, plaintext: bytes, resource: str = "") -> bytes:
@@ -239,7 +272,9 @@ class KeyRing:
         *,
         on_ready: Callable[[bool], None] = lambda _ready: None,
         clock: Callable[[], float] = time.monotonic,
+        metrics: RingMetrics | None = None,
     ) -> None:
+        self.metrics = metrics or _Unmeasured()
         self._source = source
         self._on_ready = on_ready
         self._clock = clock
@@ -250,6 +285,7 @@ class KeyRing:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="key-leases", daemon=True)
         self._started = False
+        self.metrics.follow(self._held)
 
     def create(
         self,
@@ -265,7 +301,8 @@ class KeyRing:
         seconds.
         """
         asked = self._clock()
-        key, wrapped, lease = self._source.create(context, timeout)
+        with self._counted(context, "create"):
+            key, wrapped, lease = self._source.create(context, timeout)
         return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked), kept)
 
     def open(
@@ -282,7 +319,8 @@ class KeyRing:
         not a key of this context.
         """
         asked = self._clock()
-        key, lease = self._source.open(context, wrapped, timeout)
+        with self._counted(context, "open"):
+            key, lease = self._source.open(context, wrapped, timeout)
         return self._hold(context, wrapped, LeasedKey(key, lease, self._clock, asked), kept)
 
     def close(self) -> None:
@@ -336,7 +374,8 @@ class KeyRing:
     def _renew(self, branch: BranchKey) -> None:
         asked, wrapped = self._clock(), branch.wrapped
         try:
-            key, lease = self._source.open(branch.context, wrapped, self._patience(asked))
+            with self._counted(branch.context, "renew"):
+                key, lease = self._source.open(branch.context, wrapped, self._patience(asked))
         except SealwardError as error:
             if error.reason is Reason.SEAL_BROKEN and branch.kept is not None:
                 branch.wrapped = branch.kept() or branch.wrapped
@@ -353,6 +392,22 @@ class KeyRing:
         branch.install(LeasedKey(key, lease, self._clock, asked))
         branch.next_try = asked + lease.soft_seconds
         branch.failures = 0
+
+    @contextmanager
+    def _counted(self, context: EncryptionContext, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except SealwardError as error:
+            outcome = "refused" if error.reason in _REFUSALS else "failed"
+            self.metrics.asked(context.purpose, kind, outcome)
+            raise
+        self.metrics.asked(context.purpose, kind, "ok")
+
+    def _held(self) -> list[tuple[str, float]]:
+        """Purpose of each key, and the seconds until it is forgotten; 0 = it is gone."""
+        with self._changed:
+            now, keys = self._clock(), list(self._keys)
+        return [(key.context.purpose, key.hard_at - now if key.live else 0.0) for key in keys]
 
     def _patience(self, now: float) -> float:
         """Seconds to wait for a renewal: no key's hard limit may pass unnoticed meanwhile."""

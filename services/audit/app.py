@@ -19,6 +19,7 @@ from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.grpcio_front import BatchFront
 from sealward.kit.holding import HolderServicer
 from sealward.kit.identity import parse_identity, spiffe_id
+from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.server import GrpcServer
 from services.audit.backend import Places
@@ -64,6 +65,7 @@ class AuditApp:
         self._ring = KeyRing(
             KeysServiceSource(self._channels),
             on_ready=lambda ready: ctx.health.set("keys", ready=ready),
+            metrics=LeaseMetrics(ctx.metrics),
         )
         self._backend = open_backend(settings)
         parts = Parts(

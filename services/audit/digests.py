@@ -17,6 +17,8 @@ from hashlib import blake2b, sha256
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from sealward.seal.secret import Secret
+
 _INFO = b"sealward/audit-index/v1"
 _BYTES = 16
 
@@ -52,7 +54,7 @@ class IndexKeys:
         self._use = use
         material = HKDF(hashes.SHA256(), 96, salt=None, info=_INFO).derive(use())
         self._patient, self._digest = Hmac(material[:32]), Hmac(material[32:64])
-        self._print = material[64:]
+        self._print = Secret(material[64:])
 
     def check(self) -> None:
         """Raise SealwardError KEYS_UNAVAILABLE when the lease of the index key has run out."""
@@ -68,4 +70,4 @@ class IndexKeys:
 
     def fingerprint(self, data: bytes) -> bytes:
         """Return 16 bytes that are equal for equal data and tell nothing else about it."""
-        return blake2b(data, key=self._print, digest_size=_BYTES).digest()
+        return blake2b(data, key=self._print.reveal(), digest_size=_BYTES).digest()

@@ -21,6 +21,7 @@ from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.grpcio_front import UnaryFront
 from sealward.kit.grpcio_upstream import BatchUpstream
 from sealward.kit.holding import HolderServicer
+from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.logging import where
 from sealward.kit.reasons import Reason
@@ -96,7 +97,9 @@ class Gateway:
 
         health.set("keys", ready=False)
         self._ring = KeyRing(
-            KeysServiceSource(keys_channels), on_ready=lambda ready: health.set("keys", ready=ready)
+            KeysServiceSource(keys_channels),
+            on_ready=lambda ready: health.set("keys", ready=ready),
+            metrics=LeaseMetrics(ctx.metrics),
         )
         pool = make_pool(settings.redis_url, _secret(settings.redis_password_file))
         self._sealer = SessionSealer(pool, self._ring, log)

@@ -16,6 +16,7 @@ from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.exporter import SpoolExporter, otlp_sender
 from sealward.kit.grpcio_front import BatchFront
 from sealward.kit.holding import HolderServicer
+from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.reasons import Reason
 from sealward.kit.recorder import Recorder
@@ -61,7 +62,9 @@ class InferenceApp:
         self._audit_channels = Channels(
             ctx.credentials, settings.audit_address, ctx.server_name("audit")
         )
-        self._ring = KeyRing(KeysServiceSource(self._keys_channels))
+        self._ring = KeyRing(
+            KeysServiceSource(self._keys_channels), metrics=LeaseMetrics(ctx.metrics)
+        )
         self._store = ModelStore(settings.data_dir / "models")
         self._spool = Spool(settings.data_dir / "spool.db")
         self._exporter = SpoolExporter(self._spool, otlp_sender(self._audit_channels), ctx.log)

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sealward.kit.errors import StartupError
+from sealward.seal.secret import Secret
 from services.keys.keystore import Authority, Keystore
 from services.keys.profiles import Profile, read_request
 from services.keys.providers.base import AuthorityState, Issued, TrustedAuthority
@@ -49,10 +50,12 @@ def new_authority(trust_domain: str, now: dt.datetime) -> Authority:
         .sign(key, hashes.SHA256())
     )
     return Authority(
-        key.private_bytes(
-            serialization.Encoding.DER,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+        Secret(
+            key.private_bytes(
+                serialization.Encoding.DER,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
         ),
         certificate.public_bytes(serialization.Encoding.DER),
     )
@@ -71,7 +74,7 @@ class EmbeddedAuthority:
         self._clock = clock
         try:
             certificates = [x509.load_der_x509_certificate(a.certificate) for a in authorities]
-            key = serialization.load_der_private_key(authorities[issuing].key, None)
+            key = serialization.load_der_private_key(authorities[issuing].key.reveal(), None)
         except (ValueError, TypeError):
             raise StartupError("the certificate authority in the keystore is damaged") from None
         self._certificate = certificates[issuing]

@@ -30,6 +30,7 @@ from sealward.seal.context import EncryptionContext
 from sealward.seal.errors import SealBrokenError, UnlockError
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
 from sealward.seal.rootkey import UnlockSecret
+from sealward.seal.secret import Secret
 from services.keys.files import LARGEST_BYTES, read_private, sync_folder, write_durable
 
 SCHEMA = "sealward/keystore/v1"
@@ -44,7 +45,7 @@ _UNFINISHED = ".keystore.new"
 class Authority:
     """A certificate authority: private key (PKCS#8 DER) and certificate (DER)."""
 
-    key: bytes = field(repr=False)
+    key: Secret
     certificate: bytes
 
 
@@ -54,7 +55,7 @@ class Kek:
 
     version: int
     made: int
-    key: bytes = field(repr=False)
+    key: Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +258,14 @@ def _seal(sealer: ObjectSealer, content: Content) -> bytes:
         "deployment": content.deployment,
         "trust_domain": content.trust_domain,
         "authorities": [
-            {"key": _text(a.key), "certificate": _text(a.certificate)} for a in content.authorities
+            {"key": _text(a.key.reveal()), "certificate": _text(a.certificate)}
+            for a in content.authorities
         ],
         "issuing": content.issuing,
         "keks": {
-            name: [{"version": k.version, "made": k.made, "key": _text(k.key)} for k in keks]
+            name: [
+                {"version": k.version, "made": k.made, "key": _text(k.key.reveal())} for k in keks
+            ]
             for name, keks in content.keks.items()
         },
     }
@@ -276,7 +280,8 @@ def _parse(document: dict[str, Any]) -> Content:
         deployment=str(document["deployment"]),
         trust_domain=str(document["trust_domain"]),
         authorities=tuple(
-            Authority(_bytes(a["key"]), _bytes(a["certificate"])) for a in document["authorities"]
+            Authority(Secret(_bytes(a["key"])), _bytes(a["certificate"]))
+            for a in document["authorities"]
         ),
         keks={name: read_keks(keks) for name, keks in document["keks"].items()},
         issuing=int(document.get("issuing", len(document["authorities"]) - 1)),
@@ -289,12 +294,12 @@ def _parse(document: dict[str, Any]) -> Content:
 
 
 def _read_keks(keks: list[dict[str, Any]]) -> tuple[Kek, ...]:
-    return tuple(Kek(int(k["version"]), int(k["made"]), _bytes(k["key"])) for k in keks)
+    return tuple(Kek(int(k["version"]), int(k["made"]), Secret(_bytes(k["key"]))) for k in keks)
 
 
 def _read_first_keks(keks: list[str]) -> tuple[Kek, ...]:
     """Read what was written before versions had numbers: counted from 1, never retired."""
-    return tuple(Kek(number, 0, _bytes(key)) for number, key in enumerate(keks, 1))
+    return tuple(Kek(number, 0, Secret(_bytes(key))) for number, key in enumerate(keks, 1))
 
 
 def _is_whole(keks: tuple[Kek, ...]) -> bool:
@@ -308,7 +313,7 @@ def _is_whole(keks: tuple[Kek, ...]) -> bool:
 
 
 def _new_kek(version: int) -> Kek:
-    return Kek(version, int(time.time()), secrets.token_bytes(KEY_BYTES))
+    return Kek(version, int(time.time()), Secret(secrets.token_bytes(KEY_BYTES)))
 
 
 def _split(name: str) -> tuple[str, str]:

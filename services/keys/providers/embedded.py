@@ -118,7 +118,7 @@ class EmbeddedBranchKeys:
             sealer = self._sealers.get(name)
             if sealer is None:
                 sealer = ObjectSealer(
-                    kek.key, key_name="kek/{}/{}/{}".format(*name), schema=KEY_SCHEMA
+                    kek.key.reveal(), key_name="kek/{}/{}/{}".format(*name), schema=KEY_SCHEMA
                 )
                 self._sealers[name] = sealer
             return sealer

@@ -21,6 +21,7 @@ from sealward.kit.tls import make_csr, new_key
 from sealward.seal.context import EncryptionContext
 from sealward.seal.objects import seal_object
 from sealward.seal.rootkey import UnlockSecret, new_identity
+from sealward.seal.secret import Secret
 from services.keys.authority import (
     EmbeddedAuthority,
     KeystoreAuthority,
@@ -327,7 +328,7 @@ def test_the_newest_authority_signs_and_all_are_trusted() -> None:
 
 def test_an_authority_whose_parts_do_not_match_is_refused() -> None:
     one, other = new_authority(TD, utc_now()), new_authority(TD, utc_now())
-    for broken in (Authority(one.key, other.certificate), Authority(b"x", one.certificate)):
+    for broken in (Authority(one.key, other.certificate), Authority(Secret(b"x"), one.certificate)):
         with pytest.raises(StartupError, match="damaged"):
             EmbeddedAuthority((broken,))
 

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from sealward.kit.errors import SealwardError
+from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import BranchKey, KeyRing
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
@@ -63,9 +65,9 @@ class Keys:
 class Stepped(KeyRing):
     """A ring without its thread: the test takes the turns."""
 
-    def __init__(self, keys: Keys, clock: Clock) -> None:
+    def __init__(self, keys: Keys, clock: Clock, metrics: LeaseMetrics | None = None) -> None:
         self.told: list[bool] = []
-        super().__init__(keys, on_ready=self.told.append, clock=clock)
+        super().__init__(keys, on_ready=self.told.append, clock=clock, metrics=metrics)
         self._started = True
 
     def turn(self) -> None:
@@ -266,6 +268,46 @@ def test_a_file_that_changes_while_it_is_read_is_broken(tmp_path: Path) -> None:
     with pytest.raises(SealwardError) as caught:
         read_while_it_changes()
     assert caught.value.reason is Reason.SEAL_BROKEN
+
+
+def test_metrics_tell_uses_requests_and_what_is_left() -> None:
+    registry, clock = CollectorRegistry(), Clock()
+    keys = Keys(Lease(300, 900, 10, 1000))
+    ring = Stepped(keys, clock, LeaseMetrics(registry))
+
+    def value(name: str, **labels: str) -> float:
+        return registry.get_sample_value(name, {"purpose": "session", **labels}) or 0.0
+
+    branch = ring.create(CONTEXT)
+    ring.open(CONTEXT, branch.wrapped)
+    for _ in range(5):
+        branch.use()
+    assert value("sealward_key_uses_total", outcome="served") == 5
+    assert value("sealward_key_requests_total", kind="create", outcome="ok") == 1
+    assert value("sealward_key_requests_total", kind="open", outcome="ok") == 1
+    assert value("sealward_key_leases", state="live") == 2
+    clock.now += 100
+    assert value("sealward_key_lease_seconds") == 800
+    for messages, size, bound in ((6, 0, "messages"), (1, 1001, "bytes")):
+        with pytest.raises(SealwardError):
+            branch.use(size, messages)
+        assert value("sealward_key_uses_total", outcome=bound) == 1
+    clock.now += 200
+    ring.turn()
+    assert value("sealward_key_requests_total", kind="renew", outcome="ok") == 2
+    keys.problem = Reason.KEYS_UNAVAILABLE
+    clock.now += 300
+    ring.turn()
+    assert value("sealward_key_requests_total", kind="renew", outcome="failed") == 2
+    clock.now += 600
+    assert refused(branch) is Reason.KEYS_UNAVAILABLE
+    assert value("sealward_key_uses_total", outcome="time") == 1
+    assert value("sealward_key_leases", state="lost") == 2
+    assert value("sealward_key_lease_seconds") == 0
+    keys.problem = Reason.SEAL_BROKEN
+    ring.turn()
+    assert value("sealward_key_requests_total", kind="renew", outcome="refused") == 2
+    assert value("sealward_key_uses_total", outcome="served") == 5
 
 
 def test_close_forgets() -> None:
