@@ -10,9 +10,8 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,9 @@ from sealward.tlog.leaf import parse_leaf
 from sealward.tlog.logdir import LogReport, verify_directory
 from sealward.tlog.note import parse_note, parse_vkeys
 from sealward.tlog.tiles import TILE_WIDTH, decode_bundle, entries_path
+from tests.support.waiting import SECONDS, until
 
-SECONDS = 60.0
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
-    """Wait for a condition; fail the test when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.02)
+__all__ = ["SECONDS", "until"]
 
 
 def heldout(model: str) -> list[list[float]]:
