@@ -8,7 +8,7 @@ BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE ?= copy
 
-.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys models clean
+.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys models vault clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ protos: dev ## regenerate sealward/api from protos/
 	@UV_PROJECT_ENVIRONMENT=.venv-codegen $(UV) sync --quiet --frozen --only-group codegen
 	@.venv-codegen/bin/python tools/codegen.py
 
+vault: dev ## run a real Vault server for development, set up for a suite
+	@$(BIN)/python -m tools.vault_dev
+
 models: dev ## rebuild the shipped models and check that they are the committed ones
 	@UV_PROJECT_ENVIRONMENT=.venv-models $(UV) sync --quiet --frozen --only-group models
 	@.venv-models/bin/python tools/build_models.py --check
@@ -71,4 +74,4 @@ bench-keys: dev ## those of sealing, the keys service and mutual TLS alone
 	@$(BIN)/python -m benchmarks.keys
 
 clean: ## remove what make made
-	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-data
+	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-data vault-data

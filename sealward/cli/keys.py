@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,9 +16,28 @@ from sealward.cli.output import emit, line, table
 from sealward.cli.suite import Suite
 
 if TYPE_CHECKING:
+    import grpc
+
     from sealward.api.keys.v1.rotation_pb2 import KeyEncryptionKey
 
 app = typer.Typer(help="Keys.", no_args_is_help=True)
+
+_MEANING = {
+    "degraded": "keys that are leased go on to their limit; new keys and certificates are refused",
+    "sealed": "no key can be used; it recovers by itself when the provider does",
+}
+ADVICE: Mapping[str, str] = MappingProxyType(
+    {
+        "vault-sealed": "unseal Vault",
+        "vault-unreachable": "start Vault, or look at the network between here and there",
+        "vault-untrusted": "compare Vault's certificate with the CA file (--vault-ca)",
+        "vault-slow": "look at Vault's load and storage",
+        "vault-standby": "look at Vault's cluster: it has no active node",
+        "vault-failing": "look at Vault's log",
+        "vault-login-refused": "make a new login: sealward vault secret-id",
+    }
+)
+"""What to do about each trouble of the provider."""
 
 
 @app.callback()
@@ -31,38 +52,26 @@ app.command()(keyrotation.rewrap)
 @app.command()
 def status(directory: Dir = DEFAULT, as_json: Json = False) -> None:
     """Show the provider and the versions of its keys; exit 1 unless it is ready."""
-    from sealward.api.keys.v1 import keys_pb2
-    from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
     from sealward.cli.connect import CALL_SECONDS, Admin
     from sealward.cli.rpc import calling
 
     admin = Admin(Suite.at(directory))
     with calling("asking keys"), admin.channel("keys") as channel:
-        answer = KeysServiceStub(channel).GetStatus(
-            keys_pb2.GetStatusRequest(), timeout=CALL_SECONDS
-        )
-    where = "single-host: keys and data live on one machine" if answer.single_host else ""
-    if answer.state != "ready":
+        found = provider_status(channel, CALL_SECONDS)
+    if found["state"] != "ready":
+        why = f": {found['trouble']} since {found['since']}" if found["trouble"] else ""
         raise CliError(
-            f"the key provider is {answer.state}",
-            advice="see logs/keys.log",
-            provider=answer.provider,
-            state=answer.state,
-            single_host=answer.single_host,
+            f"the key provider {found['provider']} is {found['state']}{why}"
+            f" ({_MEANING.get(found['state'], '')})",
+            advice=ADVICE.get(found["trouble"], "see logs/keys.log"),
+            **found,
         )
     rows = [_row(key) for key in keyrotation.list_keys(admin)]
     if as_json:
-        emit(
-            {
-                "provider": answer.provider,
-                "state": answer.state,
-                "single_host": answer.single_host,
-                "keys": rows,
-            },
-            as_json=True,
-        )
+        emit({**found, "keys": rows}, as_json=True)
         return
-    line(f"{answer.provider}: {answer.state}" + (f" ({where})" if where else ""))
+    where = " (single-host: keys and data live on one machine)" if found["single_host"] else ""
+    line(f"{found['provider']}: {found['state']}{where}")
     table(
         ["key", "holder", "newest", "made", "days", "opens from"],
         [
@@ -92,4 +101,20 @@ def _row(key: KeyEncryptionKey) -> dict[str, Any]:
         "newest": key.newest,
         "made": [at.isoformat(timespec="seconds") if at else None for at in made],
         "age_days": (now - newest).days if newest else None,
+    }
+
+
+def provider_status(channel: grpc.Channel, seconds: float) -> dict[str, Any]:
+    """Ask the keys service for the state of its provider; raise grpc.RpcError."""
+    from sealward.api.keys.v1 import keys_pb2
+    from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
+    from sealward.cli.times import show_nanos
+
+    answer = KeysServiceStub(channel).GetStatus(keys_pb2.GetStatusRequest(), timeout=seconds)
+    return {
+        "provider": answer.provider,
+        "state": answer.state,
+        "single_host": answer.single_host,
+        "trouble": answer.trouble,
+        "since": show_nanos(answer.since * 1_000_000_000) if answer.since else "",
     }

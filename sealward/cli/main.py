@@ -29,6 +29,7 @@ from sealward.cli import (
     status,
     up,
     user,
+    vault,
 )
 from sealward.cli.errors import CliError, Exit
 from sealward.cli.output import fail, line
@@ -58,7 +59,7 @@ def build() -> typer.Typer:
     nouns = {
         "user": user.app, "session": session.app, "access": access.app, "policy": policy.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
-        "config": config.app,
+        "vault": vault.app, "config": config.app,
     }  # fmt: skip
     for name, noun in nouns.items():
         app.add_typer(noun, name=name)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealward.cli.errors import CliError
+from sealward.cli.provider import uses_vault, vault_environ
 from sealward.cli.suite import SERVICES, Suite
 
 VALKEY = "valkey"
@@ -26,7 +27,8 @@ _INHERITED = (
     "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "MALLOC_ARENA_MAX",
 )  # fmt: skip
 _INHERITED_PREFIXES = ("LC_", "GRPC_", "OTEL_")
-_OWN_PREFIXES = {"keys": ("VAULT_",)}
+# Never VAULT_TOKEN: the keys service logs in by itself.
+_OWN = {"keys": ("VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_SKIP_VERIFY")}
 
 # sun_path of a unix socket, with its closing zero byte, is 108 bytes on Linux.
 _LONGEST_SOCKET = 107
@@ -66,10 +68,13 @@ def service_environ(
         ours["INFERENCE_ADDRESS"] = endpoints["inference"]["address"]
     if name == "keys":
         del ours["KEYS_ADDRESS"]
-        ours["UNLOCK_FILE"] = str(suite.unlock_file)
+        ours |= vault_environ(suite)
+        if not uses_vault(suite, environ):
+            ours["UNLOCK_FILE"] = str(suite.unlock_file)
     if environ.get("SEALWARD_TRUST_DOMAIN"):
         ours["TRUST_DOMAIN"] = environ["SEALWARD_TRUST_DOMAIN"]
-    result = _inherited(environ, (*_INHERITED_PREFIXES, *_OWN_PREFIXES.get(name, ())))
+    result = _inherited(environ, _INHERITED_PREFIXES)
+    result |= {key: environ[key] for key in _OWN.get(name, ()) if key in environ}
     result |= {f"{prefix}{setting}": value for setting, value in ours.items()}
     result |= {key: value for key, value in environ.items() if key.startswith(prefix)}
     # endpoints.json already follows the operator's own choice of these two.

@@ -106,18 +106,12 @@ def _health(suite: Suite) -> dict[str, str]:
 def _keys(suite: Suite) -> dict[str, Any]:
     import grpc
 
-    from sealward.api.keys.v1 import keys_pb2
-    from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
     from sealward.cli.connect import Admin
     from sealward.cli.errors import CliError
+    from sealward.cli.keys import provider_status
 
     with suppress(grpc.RpcError, CliError), Admin(suite).channel("keys") as channel:
-        answer = KeysServiceStub(channel).GetStatus(keys_pb2.GetStatusRequest(), timeout=3.0)
-        return {
-            "provider": answer.provider,
-            "state": answer.state,
-            "single_host": answer.single_host,
-        }
+        return provider_status(channel, 3.0)
     return {"state": "unreachable"}
 
 
@@ -153,7 +147,8 @@ def _print(found: dict[str, Any], *, as_json: bool) -> None:
     table(["process", "state", "address", "pid", "restarts", "memory"], rows)
     keys, log = found["keys"], found["log"]
     host = ", single-host" if keys.get("single_host") else ""
-    line(f"keys: {keys.get('provider', '')} {keys['state']}{host}")
+    trouble = f": {keys['trouble']} since {keys['since']}" if keys.get("trouble") else ""
+    line(f"keys: {keys.get('provider', '')} {keys['state']}{trouble}{host}")
     line(f"log:  {log['size']} entries in {log['dir']}")
 
 

@@ -100,6 +100,16 @@ class Suite:
         return self.secrets / "unlock"
 
     @property
+    def vault_file(self) -> Path:
+        """Where Vault is, for a suite whose keys are there."""
+        return self.root / "vault.json"
+
+    @property
+    def vault_login(self) -> Path:
+        """The keys service's login to Vault."""
+        return self.secrets / "vault"
+
+    @property
     def admin_password_file(self) -> Path:
         """The first administrator's one-time password, until it is used."""
         return self.secrets / "admin-password"

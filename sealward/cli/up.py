@@ -16,10 +16,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from sealward.cli.bootstrap import FIRST_ADMIN, first_admin, make_unlock_secret
-from sealward.cli.errors import CliError, Exit, unavailable
+from sealward.cli.errors import CliError, Exit, unavailable, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line
 from sealward.cli.processes import services_roots, valkey_binary
+from sealward.cli.provider import VaultChoice, choose, uses_vault
 from sealward.cli.readiness import Readiness
 from sealward.cli.suite import SERVICES, Suite, port_is_free
 
@@ -37,16 +38,43 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when everything is ready.")
     ] = False,
+    vault: Annotated[
+        str,
+        typer.Option(
+            "--vault", metavar="URL", help="Keep the keys in this Vault (several: with commas)."
+        ),
+    ] = "",
+    vault_credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--vault-credentials", metavar="DIR", help="Login to it, of `sealward vault setup`."
+        ),
+    ] = None,
+    vault_ca: Annotated[
+        Path | None, typer.Option("--vault-ca", metavar="FILE", help="PEM to verify Vault with.")
+    ] = None,
+    vault_namespace: Annotated[
+        str, typer.Option("--vault-namespace", metavar="NAME", help="Namespace in Vault.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Start the whole suite on this machine and keep it running until Ctrl-C."""
+    """Start the whole suite on this machine and keep it running until Ctrl-C.
+
+    Where the keys are is decided the first time and kept in the folder.
+    """
     suite = Suite.at(directory)
     running = suite.supervisor_pid()
+    choice = VaultChoice(vault, vault_credentials, vault_ca, vault_namespace)
     if running is not None:
+        if choice:
+            raise usage(f"the suite in {suite.root} is running", "stop it first: sealward down")
         line(f"the suite in {suite.root} is already running (process {running})", err=True)
         emit(suite.endpoints(), as_json=as_json, text=addresses(suite))
         return
-    with start(suite, detach=detach, quiet=as_json) as started, suppress(KeyboardInterrupt):
+    with (
+        start(suite, detach=detach, quiet=as_json, vault=choice) as started,
+        suppress(KeyboardInterrupt),
+    ):
         # Ctrl-C from here on is the wanted end: leaving the block drains the suite.
         emit(started.as_json(), as_json=as_json, text=started.as_text())
         if not detach:
@@ -166,13 +194,15 @@ class Started:
         return text
 
 
-def start(suite: Suite, *, detach: bool = False, quiet: bool = False) -> Started:
+def start(
+    suite: Suite, *, detach: bool = False, quiet: bool = False, vault: VaultChoice | None = None
+) -> Started:
     """Prepare the folder, start the supervisor and wait until everything serves.
 
     Raise CliError, and leave nothing running, when it does not.
     """
     began = time.monotonic()
-    prepare(suite)
+    prepare(suite, vault)
     started = Started(suite, _spawn(suite, detach=detach), detached=detach)
     # A terminating signal has to end the suite as Ctrl-C does.
     _raise_on_term()
@@ -189,8 +219,8 @@ def start(suite: Suite, *, detach: bool = False, quiet: bool = False) -> Started
     return started
 
 
-def prepare(suite: Suite) -> None:
-    """Make folders, addresses and the unlock secret; raise CliError when one cannot be had."""
+def prepare(suite: Suite, vault: VaultChoice | None = None) -> None:
+    """Make folders, addresses and what opens the keys; raise CliError when one cannot be had."""
     os.umask(0o077)
     environ = os.environ
     # Before anything is written: a client's machine has no services to start.
@@ -198,7 +228,8 @@ def prepare(suite: Suite) -> None:
     if not environ.get("REDIS_URL"):
         valkey_binary()
     suite.create(environ)
-    if not environ.get("SEALWARD_KEYS_UNLOCK_FILE"):
+    choose(suite, vault or VaultChoice(), environ)
+    if not (environ.get("SEALWARD_KEYS_UNLOCK_FILE") or uses_vault(suite, environ)):
         make_unlock_secret(suite)
     for name, places in suite.endpoints().items():
         for kind in ("address", "metrics"):

@@ -96,7 +96,7 @@ EVENT_TYPES = frozenset(
         "audit.fork", "witness.log", "witness.key", "witness.conflict", "witness.forget",
         "keys.branch-open", "keys.certificate", "keys.rotate", "keys.rewrap", "keys.rewrap-confirm",
         "keys.rewrap-pass", "keys.retire", "otel.span", "service.start", "service.stop",
-        "keys.revoke",
+        "keys.revoke", "keys.provider",
     }
 )  # fmt: skip
 """Stable codes of event types."""

@@ -1,6 +1,7 @@
 """Health: liveness is the process answering at all, readiness is every dependency being there.
 
-grpc.health.v1: the name "" and each served service. On drain all turn NOT_SERVING first.
+grpc.health.v1: the name "" and each served service, and each part under its own name, so that a
+probe can ask what is missing. On drain all turn NOT_SERVING first.
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class Health:
             return sorted(name for name, ready in self._parts.items() if not ready)
 
     def _publish(self) -> None:
-        state = (
-            health_pb2.HealthCheckResponse.SERVING
-            if self.ready
-            else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for name in self._services:
-            self.servicer.set(name, state)
+        with self._lock:
+            parts = {name: ready and not self._draining for name, ready in self._parts.items()}
+        for name, ready in {**parts, **dict.fromkeys(self._services, self.ready)}.items():
+            self.servicer.set(
+                name,
+                health_pb2.HealthCheckResponse.SERVING
+                if ready
+                else health_pb2.HealthCheckResponse.NOT_SERVING,
+            )

@@ -80,14 +80,22 @@ def load(settings_type: type[S], service: str, environ: Mapping[str, str] | None
         read: Callable[[], S] = settings_type
         return read()
     except ValidationError as error:
+        # What is wrong with several together has no place, and names them itself.
         wrong = sorted(
             {
-                f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}"
-                for item in error.errors(include_input=False, include_url=False)
+                f"{_named(prefix, item['loc'][0])}: {item['msg']}"
                 if item["loc"]
+                else item["msg"].removeprefix("Value error, ")
+                for item in error.errors(include_input=False, include_url=False)
             }
         )
         raise StartupError(f"settings: {'; '.join(wrong)}") from None
+
+
+def _named(prefix: str, place: int | str) -> str:
+    """Return the name of a setting; one that has a name of its own keeps it."""
+    name = str(place).upper()
+    return name if name.startswith(prefix) else f"{prefix}{name}"
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -21,12 +21,10 @@ from sealward.kit.server import GrpcServer
 from sealward.kit.spool import Spool
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
 from sealward.seal.lease import Lease
-from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.enrolment import EnrolmentFolder
 from services.keys.holding import OwnHolder, OwnKeysServicer
-from services.keys.keystore import Content, Keystore, open_or_create
 from services.keys.profiles import Lives, profile_of
-from services.keys.providers.embedded import EmbeddedBranchKeys
+from services.keys.provider import Provider, open_provider
 from services.keys.records import CallRecords, Recorder, RefusalLimit, about_actor
 from services.keys.register import Register
 from services.keys.revocations import Issuance, RevocationList
@@ -34,7 +32,7 @@ from services.keys.rotation import Confirmations, RotationServicer
 from services.keys.servicer import KeysServicer
 from services.keys.settings import KeysSettings
 from services.keys.trust import TrustServicer
-from services.keys.unlock import unlock_source
+from services.keys.watch import ProviderWatch, provider_metrics, vault_metrics
 from services.keys.witness.opening import open_witness
 from services.keys.witness.servicer import WitnessServicer
 
@@ -45,7 +43,8 @@ class KeysApp:
     def __init__(
         self,
         ctx: ServiceContext[KeysSettings],
-        keystore: Keystore,
+        provider: Provider,
+        watch: ProviderWatch,
         server: GrpcServer,
         enrolment: EnrolmentFolder,
         exporter: SpoolExporter,
@@ -54,7 +53,8 @@ class KeysApp:
         revocations: RevocationList,
     ) -> None:
         self._ctx = ctx
-        self._keystore = keystore
+        self._provider = provider
+        self._watch = watch
         self._register = register
         self._revocations = revocations
         self._server = server
@@ -69,7 +69,7 @@ class KeysApp:
         self._server.start()
         self._enrolment.start()
         self._own.start()
-        self._ctx.health.set("keystore", ready=True)
+        self._provider.start(self._watch)
 
     def stop(self, grace: float) -> None:
         """Drain and close."""
@@ -78,7 +78,7 @@ class KeysApp:
         self._server.drain(grace)
         self._exporter.stop()
         self._register.close()
-        self._keystore.close()
+        self._provider.close()
 
 
 class OwnCertificate:
@@ -144,40 +144,30 @@ class OwnCertificate:
 
 
 def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
-    """Open or create the keystore and compose the service; raise StartupError."""
+    """Open the provider and compose the service; raise StartupError."""
     settings = ctx.settings
     lease = _lease(settings)
     if not settings.audit_address:
         raise StartupError("SEALWARD_KEYS_AUDIT_ADDRESS is not set")
-    keystore, created = open_or_create(
-        settings.data_dir,
-        unlock_source(settings.unlock_file),
-        lambda deployment: Content(
-            deployment=deployment,
-            trust_domain=settings.trust_domain,
-            authorities=(new_authority(settings.trust_domain, utc_now()),),
-        ),
-    )
-    if keystore.content.trust_domain != settings.trust_domain:
-        raise StartupError("the keystore belongs to another trust domain than the settings name")
-    branches = EmbeddedBranchKeys(keystore)
+    provider = open_provider(ctx)
+    branches = provider.branches
     register = Register(settings.data_dir / "register.sqlite")
     revocations = RevocationList(register, branches, ctx.revocations)
     revocations.load()
-    authority = Issuance(KeystoreAuthority(keystore), register, revocations)
+    authority = Issuance(provider.authority, register, revocations)
     lives = Lives(settings.certificate_seconds, settings.user_certificate_seconds)
 
     spool = Spool(settings.data_dir / "spool.sqlite")
     recorder = SpoolRecorder(spool, "keys")
-    if created:
-        recorder.record("keys.keystore-create", "ok", target=keystore.content.deployment)
+    if provider.created:
+        recorder.record("keys.keystore-create", "ok", target=provider.deployment)
         ctx.log.info("keystore.created", kind=branches.name)
     witness = open_witness(
         settings.data_dir,
         branches,
         recorder,
         ctx.log,
-        deployment=keystore.content.deployment,
+        deployment=provider.deployment,
         trust_domain=settings.trust_domain,
         clock=lambda: int(time.time()),
     )
@@ -216,7 +206,11 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         streams=(settings.workers * 2 // 3, settings.workers // 4),
     )
     exporter = SpoolExporter(spool, otlp_sender(channels), ctx.log)
-    return KeysApp(ctx, keystore, server, enrolment, exporter, own, register, revocations)
+    provider_metrics(ctx.metrics, branches)
+    if provider.session is not None:
+        vault_metrics(ctx.metrics, provider.session)
+    watch = ProviderWatch(ctx.health, recorder, ctx.log)
+    return KeysApp(ctx, provider, watch, server, enrolment, exporter, own, register, revocations)
 
 
 def _lease(settings: KeysSettings) -> Lease:

@@ -97,10 +97,13 @@ class KeysServicer(KeysServiceServicer):
         self, _request: keys_pb2.GetStatusRequest, _context: Any
     ) -> keys_pb2.GetStatusResponse:
         """Return the state of the provider."""
+        condition = self._branches.condition()
         return keys_pb2.GetStatusResponse(
             provider=self._branches.name,
-            state=self._branches.state(),
+            state=condition.state,
             single_host=self._branches.single_host,
+            trouble=condition.trouble,
+            since=int(condition.since),
         )
 
     def _granted(self, about: keys_pb2.EncryptionContext, context: Any) -> EncryptionContext:

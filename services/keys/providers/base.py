@@ -22,6 +22,20 @@ from sealward.seal.context import EncryptionContext
 from services.keys.profiles import Profile
 
 State = Literal["ready", "degraded", "sealed"]
+"""`ready`; `degraded` = only what is leased serves; `sealed` = nothing does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a provider is. `trouble`: what keeps it from being ready, of a closed set; else empty.
+
+    `since`: when it last became ready, or ceased to be, seconds since the epoch, 0 = not known.
+    """
+
+    state: State
+    trouble: str = ""
+    since: float = 0.0
+
 
 MAX_REWRAP = 500
 """Wrapped keys in one call of `rewrap`."""
@@ -47,8 +61,8 @@ class BranchKeys(Protocol):
     single_host: bool
     """True when keys and data live on one machine."""
 
-    def state(self) -> State:
-        """`ready`; `degraded` = only what is leased serves; `sealed` = nothing does."""
+    def condition(self) -> Condition:
+        """Say how the provider is now; asks nobody."""
 
     def create(self, context: EncryptionContext) -> tuple[bytes, bytes]:
         """Make a branch key; return it (32 bytes) and its wrapped form."""

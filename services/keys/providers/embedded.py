@@ -14,7 +14,7 @@ from sealward.seal.errors import SealBrokenError
 from sealward.seal.header import key_name_of
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
 from services.keys.keystore import Kek, Keystore
-from services.keys.providers.base import MAX_REWRAP, State, Versions
+from services.keys.providers.base import MAX_REWRAP, Condition, Versions
 
 _NAME = re.compile(r"kek/([^/]+)/([^/]+)/([1-9][0-9]{0,8})")
 
@@ -33,9 +33,9 @@ class EmbeddedBranchKeys:
         self._lock = threading.Lock()
         self._sealers: dict[tuple[str, str, int], ObjectSealer] = {}
 
-    def state(self) -> State:
+    def condition(self) -> Condition:
         """An open keystore is ready."""
-        return "ready"
+        return Condition("ready")
 
     def create(self, context: EncryptionContext) -> tuple[bytes, bytes]:
         """Make a branch key under the newest key-encryption key; raise KEYSTORE_UNAVAILABLE."""

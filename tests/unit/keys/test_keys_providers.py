@@ -38,6 +38,7 @@ from services.keys.profiles import (
 )
 from services.keys.providers.base import MAX_REWRAP, BranchKeys, CertificateAuthority
 from services.keys.providers.embedded import EmbeddedBranchKeys
+from tests.support.vault_provider import shared_provider
 
 TD = "sealward.local"
 SESSION = EncryptionContext("default", "session", "epoch-1")
@@ -56,9 +57,17 @@ def store(tmp_path: Path) -> Iterator[Keystore]:
     store.close()
 
 
-@pytest.fixture(params=["embedded"])
-def provider(store: Keystore) -> BranchKeys:
-    return EmbeddedBranchKeys(store)
+# The first run on Vault builds the server.
+PROVIDERS = ["embedded", pytest.param("vault", marks=pytest.mark.timeout(900))]
+
+
+@pytest.fixture(params=PROVIDERS)
+def provider(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BranchKeys]:
+    if request.param == "vault":
+        with shared_provider(tmp_path) as opened:
+            yield opened.branches
+    else:
+        yield EmbeddedBranchKeys(request.getfixturevalue("store"))
 
 
 def reason(provider: BranchKeys, context: EncryptionContext, wrapped: bytes) -> Reason:
@@ -73,7 +82,7 @@ def test_opens_what_it_made(provider: BranchKeys) -> None:
     assert key not in wrapped
     assert provider.open(SESSION, wrapped) == key
     assert provider.create(SESSION)[0] != key
-    assert provider.state() == "ready"
+    assert provider.condition().state == "ready"
 
 
 def test_binds_the_whole_context(provider: BranchKeys) -> None:
@@ -248,14 +257,25 @@ def authority(now: dt.datetime | None = None) -> EmbeddedAuthority:
     return EmbeddedAuthority((new_authority(TD, moment),), lambda: moment)
 
 
-def leaf_of(uri: str) -> tuple[x509.Certificate, EmbeddedAuthority]:
-    ca = authority()
+@pytest.fixture(scope="module", params=PROVIDERS)
+def signer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CertificateAuthority]:
+    if request.param == "vault":
+        with shared_provider(tmp_path_factory.mktemp("vault")) as opened:
+            yield opened.authority
+    else:
+        # Its steps are not taken here.
+        yield authority()  # type: ignore[misc]
+
+
+def leaf_of(ca: CertificateAuthority, uri: str) -> x509.Certificate:
     request = make_csr(new_key(), "spiffe://sealward.local/service/keys")
     issued = ca.issue(profile_of(parse_identity(uri), LIVES), request)
     leaf = x509.load_pem_x509_certificate(issued.chain_pem)
     assert leaf.serial_number == issued.serial
     assert int(leaf.not_valid_after_utc.timestamp()) == issued.not_after
-    return leaf, ca
+    return leaf
 
 
 @pytest.mark.parametrize(
@@ -271,9 +291,14 @@ def leaf_of(uri: str) -> tuple[x509.Certificate, EmbeddedAuthority]:
     ],
 )
 def test_profiles(
-    uri: str, dns: list[str], addresses: list[str], server: bool, seconds: int
+    signer: CertificateAuthority,
+    uri: str,
+    dns: list[str],
+    addresses: list[str],
+    server: bool,
+    seconds: int,
 ) -> None:
-    leaf, ca = leaf_of(f"spiffe://{TD}/{uri}")
+    leaf = leaf_of(signer, f"spiffe://{TD}/{uri}")
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"spiffe://{TD}/{uri}"]
     assert names.get_values_for_type(x509.DNSName) == dns
@@ -291,7 +316,7 @@ def test_profiles(
     usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
     assert usage.digital_signature
     assert not usage.key_cert_sign
-    roots = x509.load_pem_x509_certificates(ca.bundle_pem)
+    roots = x509.load_pem_x509_certificates(signer.bundle_pem)
     leaf.verify_directly_issued_by(roots[0])
     PolicyBuilder().store(Store(roots)).build_client_verifier().verify(leaf, [])
     if server:
@@ -336,9 +361,13 @@ def test_an_authority_whose_parts_do_not_match_is_refused() -> None:
 # --- an authority is replaced ---------------------------------------------------------------------
 
 
-@pytest.fixture(params=["embedded"])
-def rotating(store: Keystore) -> CertificateAuthority:
-    return KeystoreAuthority(store)
+@pytest.fixture(params=PROVIDERS)
+def rotating(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CertificateAuthority]:
+    if request.param == "vault":
+        with shared_provider(tmp_path) as opened:
+            yield opened.authority
+    else:
+        yield KeystoreAuthority(request.getfixturevalue("store"))
 
 
 def states(ca: CertificateAuthority) -> list[str]:
@@ -420,27 +449,27 @@ def request_with(key: object, *, name: str = "x") -> x509.CertificateSigningRequ
     ],
     ids=["P-384", "Ed25519", "RSA"],
 )
-def test_only_p256_is_signed(key: object) -> None:
+def test_only_p256_is_signed(signer: CertificateAuthority, key: object) -> None:
     with pytest.raises(SealwardError) as caught:
-        authority().issue(
+        signer.issue(
             profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), request_with(key)
         )
     assert caught.value.reason is Reason.CERTIFICATE_REQUEST_INVALID
 
 
-def test_a_request_that_its_key_did_not_sign_is_refused() -> None:
+def test_a_request_that_its_key_did_not_sign_is_refused(signer: CertificateAuthority) -> None:
     good = make_csr(new_key(), "x").public_bytes(serialization.Encoding.DER)
     forged = bytearray(good)
     forged[-1] ^= 1
     with pytest.raises(SealwardError) as caught:
-        authority().issue(
+        signer.issue(
             profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES),
             parse_der_request(bytes(forged)),
         )
     assert caught.value.reason is Reason.CERTIFICATE_REQUEST_INVALID
 
 
-def test_names_of_the_request_are_not_looked_at() -> None:
+def test_names_of_the_request_are_not_looked_at(signer: CertificateAuthority) -> None:
     wanted = x509.SubjectAlternativeName(
         [x509.UniformResourceIdentifier(f"spiffe://{TD}/service/keys"), x509.DNSName("evil")]
     )
@@ -451,9 +480,7 @@ def test_names_of_the_request_are_not_looked_at() -> None:
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(new_key(), hashes.SHA256())
     )
-    issued = authority().issue(
-        profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), request
-    )
+    issued = signer.issue(profile_of(parse_identity(f"spiffe://{TD}/user/alice"), LIVES), request)
     leaf = x509.load_pem_x509_certificate(issued.chain_pem)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [name.value for name in names] == [f"spiffe://{TD}/user/alice"]

@@ -313,22 +313,32 @@ class GetStatusResponse(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     SINGLE_HOST_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """`embedded` or `vault`."""
     state: _builtins.str
     """`ready`, `degraded` or `sealed`."""
     single_host: _builtins.bool
     """True when key and data live on one machine."""
+    trouble: _builtins.str
+    """What keeps it from being ready: `vault-sealed`, `vault-unreachable` and the like; empty when it
+    is ready.
+    """
+    since: _builtins.int
+    """When it last became ready, or ceased to be: seconds since the epoch, 0 = not known."""
     def __init__(
         self,
         *,
         provider: _builtins.str = ...,
         state: _builtins.str = ...,
         single_host: _builtins.bool = ...,
+        trouble: _builtins.str = ...,
+        since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["provider", b"provider", "single_host", b"single_host", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["provider", b"provider", "since", b"since", "single_host", b"single_host", "state", b"state", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,217 @@
+"""The authorities in a PKI engine, and how one is replaced by the next.
+
+The trust bundle is every issuer of the engine that has a key there and has not expired. An issuer
+is trusted itself, whatever signed it: a hospital's root that comes along in a chain is not. The
+engine's default issuer signs. Those of our making are numbered, `sealward-1` and up.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+from services.keys.authority import Clock
+from services.keys.providers.base import AuthorityState
+from services.keys.providers.vault.session import VaultSession
+from services.keys.providers.vault.shredder import Shredder
+from services.keys.providers.vault.troubles import RefusedError
+
+LIFE = "87600h"
+_NAME = re.compile(r"sealward-([1-9][0-9]{0,8})")
+_MOST = 16
+_NOT_FOUND = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An issuer of the engine."""
+
+    id: str
+    number: int
+    key_id: str
+    default: bool
+    certificate: x509.Certificate
+
+    @property
+    def ours(self) -> bool:
+        """False for one that only came along in a chain: named by others, and without a key."""
+        return bool(self.key_id or self.number)
+
+    @property
+    def age(self) -> tuple[float, int]:
+        """What issuers are sorted by, oldest first."""
+        return self.certificate.not_valid_before_utc.timestamp(), self.number
+
+
+class Issuers:
+    """The issuers as last read. Thread-safe; methods raise SealwardError KEYSTORE_UNAVAILABLE."""
+
+    def __init__(
+        self, session: VaultSession, shredder: Shredder, trust_domain: str, clock: Clock
+    ) -> None:
+        self._session = session
+        self._shredder = shredder
+        self._pki = session.config.names.pki
+        self._trust_domain = trust_domain
+        self._clock = clock
+        self._changing = threading.Lock()
+        self._found: tuple[Issuer, ...] = ()
+
+    @property
+    def issuing(self) -> Issuer:
+        """The one that signs."""
+        return next(issuer for issuer in self._found if issuer.default)
+
+    def states(self) -> list[tuple[Issuer, AuthorityState]]:
+        """The trusted ones, newest first."""
+        found = self._found
+        age = next(issuer.age for issuer in found if issuer.default)
+        return [(issuer, _state(issuer, age)) for issuer in reversed(_trusted(found, self._clock))]
+
+    def read(self) -> None:
+        """Ask Vault."""
+        try:
+            listed = self._session.call("list", f"{self._pki}/issuers").data
+            infos = listed.get("key_info")
+            if not isinstance(infos, dict) or len(infos) > _MOST:
+                raise unusable()
+            found = tuple(self._issuer(str(name), info) for name, info in infos.items())
+        except RefusedError as error:
+            if error.status == _NOT_FOUND:
+                raise _missing(self._pki) from None
+            raise unusable() from None
+        if not any(issuer.default and issuer.key_id for issuer in found):
+            raise _missing(self._pki)
+        self._found = tuple(sorted(found, key=lambda issuer: issuer.age))
+
+    def refresh(self) -> None:
+        """As `read`; where that cannot be done everything stays as it was."""
+        try:
+            self.read()
+        except SealwardError:
+            return
+
+    def announce(self) -> None:
+        """Make the next one unless there is one."""
+        with self._changing:
+            self.read()
+            if self._next() is not None:
+                return
+            number = max(issuer.number for issuer in self._found) + 1
+            self._do(
+                f"{self._pki}/issuers/generate/root/internal", root(self._trust_domain, number)
+            )
+            self.read()
+
+    def adopt(self) -> None:
+        """Let the newest one sign."""
+        with self._changing:
+            self.read()
+            issuer = self._next()
+            if issuer is None:
+                return
+            self._do(
+                f"{self._pki}/issuer/{issuer.id}",
+                {"issuer_name": f"sealward-{issuer.number}", **LEAVES_END_WITH_IT},
+            )
+            self._do(f"{self._pki}/config/issuers", {"default": issuer.id})
+            self.read()
+
+    def drop(self) -> None:
+        """Destroy those that are older than the one that signs; also raises NOT_SUPPORTED."""
+        with self._changing:
+            self.read()
+            age = self.issuing.age
+            old = [issuer for issuer in self._found if issuer.age < age and issuer.ours]
+            if not old:
+                return
+            kept = {issuer.key_id for issuer in self._found if issuer not in old}
+            self._shredder.drop(
+                [issuer.id for issuer in old],
+                lambda key, name: key not in kept and _is_older(name, self.issuing.number),
+            )
+            self.read()
+
+    def _next(self) -> Issuer | None:
+        newest = self._found[-1]
+        return newest if newest.age > self.issuing.age else None
+
+    def _do(self, path: str, body: Mapping[str, Any]) -> None:
+        try:
+            self._session.call("post", path, body, repeatable=False)
+        except RefusedError:
+            raise unusable() from None
+
+    def _issuer(self, name: str, info: Mapping[str, Any]) -> Issuer:
+        data = self._session.call("get", f"{self._pki}/issuer/{name}/json").data
+        try:
+            certificate = x509.load_pem_x509_certificate(str(data.get("certificate")).encode())
+        except ValueError:
+            raise unusable() from None
+        key_id = str(info.get("key_id") or "")
+        if key_id and not isinstance(certificate.public_key(), ec.EllipticCurvePublicKey):
+            # grpcio would refuse it in every handshake.
+            raise unusable()
+        number = _NAME.fullmatch(str(info.get("issuer_name") or ""))
+        return Issuer(
+            name, int(number[1]) if number else 0, key_id, bool(info.get("is_default")), certificate
+        )
+
+
+LEAVES_END_WITH_IT = {"leaf_not_after_behavior": "truncate"}
+"""A certificate's life ends with its issuer's, where it would be refused else."""
+
+
+def root(trust_domain: str, number: int) -> dict[str, Any]:
+    """Return what Vault is asked for: a self-signed authority that signs leaves only."""
+    return {
+        "common_name": f"Sealward {trust_domain}"[:64],
+        "issuer_name": f"sealward-{number}",
+        "key_name": f"sealward-{number}",
+        "exclude_cn_from_sans": True,
+        "key_type": "ec",
+        "key_bits": 256,
+        "max_path_length": 0,
+        "ttl": LIFE,
+    }
+
+
+def _trusted(found: tuple[Issuer, ...], clock: Clock) -> list[Issuer]:
+    now = clock()
+    return [i for i in found if i.key_id and i.certificate.not_valid_after_utc > now]
+
+
+def _state(issuer: Issuer, issuing: tuple[float, int]) -> AuthorityState:
+    if issuer.default:
+        return "issuing"
+    return "next" if issuer.age > issuing else "leaving"
+
+
+def _is_older(key_name: str, number: int) -> bool:
+    found = _NAME.fullmatch(key_name)
+    return found is not None and int(found[1]) < number
+
+
+def _missing(pki: str) -> SealwardError:
+    return SealwardError(
+        Reason.KEYSTORE_UNAVAILABLE,
+        f"there is no CA at {pki}: `sealward vault setup` makes it",
+        retry_after=1.0,
+    )
+
+
+def unusable() -> SealwardError:
+    """The one error for an answer of PKI that cannot be used."""
+    return SealwardError(
+        Reason.KEYSTORE_UNAVAILABLE,
+        "the CA in Vault gives no certificate for this",
+        retry_after=1.0,
+    )

@@ -1,0 +1,159 @@
+"""Logging in to Vault, by role id and secret id or by client certificate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sealward.kit.errors import StartupError
+from services.keys.files import read_private, write_durable
+from services.keys.providers.vault.config import AppRole, ClientCertificate, VaultConfig
+from services.keys.providers.vault.troubles import RefusedError
+from services.keys.providers.vault.wire import Wire
+
+ROLE = "keys"
+SHREDDER_ROLE = "shredder"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A Vault token and its life in seconds, counted from when it was asked for."""
+
+    value: str = field(repr=False)
+    seconds: float
+    renewable: bool
+
+
+class NoCredentialsError(Exception):
+    """A file that the login needs is missing or cannot be used. The text names it."""
+
+
+def log_in(wire: Wire, config: VaultConfig) -> Token:
+    """Log the keys service in.
+
+    Raises UnavailableError, RefusedError where Vault refuses, NoCredentialsError.
+    """
+    login = config.login
+    if isinstance(login, ClientCertificate):
+        for path in (login.cert_file, login.key_file):
+            _private(path)
+        # A renewed certificate is shown on a new connection only.
+        wire.reconnect()
+        return read_token(_ask(wire, f"{config.names.cert}/login", {"name": ROLE}))
+    return log_in_by_approle(wire, config, login)
+
+
+def log_in_by_approle(wire: Wire, config: VaultConfig, login: AppRole) -> Token:
+    """As `log_in`, by role id and secret id."""
+    body = {
+        "role_id": _secret(login.role_id_file),
+        "secret_id": _secret(login.secret_id_file or login.kept_file),
+    }
+    return read_token(_ask(wire, f"{config.names.approle}/login", body))
+
+
+def unwrap(wire: Wire, config: VaultConfig, login: AppRole, role: str) -> bool:
+    """Exchange a wrapped secret id for the secret id and keep it; False when there is no new one.
+
+    The wrapping token works once. Where it does not, somebody else may hold the secret id: that
+    stops the start. So does a token that was wrapped by anything but our role. Raises
+    UnavailableError, StartupError.
+    """
+    if login.wrapped_file is None or login.kept_file is None or not login.wrapped_file.exists():
+        return False
+    wrapping = _secret(login.wrapped_file)
+    # The file may be one that we cannot remove.
+    taken = login.kept_file.with_suffix(".taken")
+    mark = sha256(wrapping.encode()).hexdigest().encode()
+    if taken.exists() and taken.read_bytes() == mark:
+        return False
+    expected = f"{config.names.approle}/role/{role}/secret-id"
+    try:
+        found = _ask(wire, "sys/wrapping/lookup", {"token": wrapping}, wrapping)
+        if found.get("data", {}).get("creation_path") != expected:
+            raise StartupError(
+                f"{login.wrapped_file} was not made for this service: do not use it, and find out"
+                " where it came from"
+            )
+        secret = str(_ask(wire, "sys/wrapping/unwrap", {}, wrapping)["data"]["secret_id"])
+    except (RefusedError, KeyError):
+        raise StartupError(
+            f"the wrapped secret id in {login.wrapped_file} has expired or was unwrapped before: if"
+            " it was not you, somebody else holds it; withdraw it and make a new one with"
+            " `sealward vault secret-id`"
+        ) from None
+    login.kept_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_durable(login.kept_file, secret.encode() + b"\n")
+    write_durable(taken, mark)
+    with suppress(OSError):
+        login.wrapped_file.unlink()
+    return True
+
+
+def fingerprint(config: VaultConfig) -> bytes:
+    """A digest of the login's files, to notice when somebody has put new ones there."""
+    login = config.login
+    paths = (
+        (login.cert_file, login.key_file)
+        if isinstance(login, ClientCertificate)
+        else (login.role_id_file, login.secret_id_file or login.kept_file)
+    )
+    digest = sha256()
+    for path in paths:
+        try:
+            digest.update(path.read_bytes() if path else b"")
+        except OSError:
+            digest.update(b"\0missing")
+    return digest.digest()
+
+
+def read_token(answer: Mapping[str, Any]) -> Token:
+    """Take the token out of a login's or a renewal's answer; raise RefusedError for a root token.
+
+    A service that holds a root token has every right that there is: it does not serve with it.
+    """
+    auth = answer.get("auth")
+    if not isinstance(auth, dict) or not auth.get("client_token"):
+        raise RefusedError(400, ("no token",))
+    if "root" in (auth.get("policies") or ()):
+        raise RefusedError(400, ("a root token",))
+    return Token(
+        str(auth["client_token"]),
+        float(auth.get("lease_duration") or 0),
+        bool(auth.get("renewable")),
+    )
+
+
+def _ask(wire: Wire, path: str, body: Mapping[str, Any], token: str = "") -> Mapping[str, Any]:
+    # Not repeatable: a secret id may be good for one login.
+    answer = wire.send("post", path, body, token=token, repeatable=False)
+    if answer.status >= 400:
+        raise RefusedError(answer.status, answer.errors)
+    return answer.body
+
+
+def _secret(path: Path | None) -> str:
+    if path is None:
+        raise NoCredentialsError("no file with a secret id is set")
+    try:
+        text = _private(path).decode("ascii").strip()
+    except UnicodeDecodeError:
+        text = ""
+    if not text or any(character.isspace() for character in text):
+        raise NoCredentialsError(f"{path} does not hold one word")
+    return text
+
+
+def _private(path: Path) -> bytes:
+    try:
+        # Root's too: an agent may have put it there for us.
+        return read_private(path, frozenset({0, os.geteuid()}))
+    except FileNotFoundError:
+        raise NoCredentialsError(f"{path} does not exist") from None
+    except StartupError as error:
+        raise NoCredentialsError(str(error)) from None

@@ -1,0 +1,95 @@
+"""The one login that may destroy: made for a call, given back after it.
+
+Its credentials are apart from the service's own, so they can be kept away until they are needed:
+their files are read at each use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+from services.keys.providers.vault.config import AppRole, VaultConfig
+from services.keys.providers.vault.login import NoCredentialsError, Token, log_in_by_approle
+from services.keys.providers.vault.troubles import TEXTS, RefusedError, UnavailableError
+from services.keys.providers.vault.wire import Wire
+
+_NOT_FOUND = 404
+
+
+class Shredder:
+    """Destroys versions of Transit keys and authorities of PKI.
+
+    Raises SealwardError KEYSTORE_UNAVAILABLE, and NOT_SUPPORTED where it has no login.
+    """
+
+    def __init__(self, wire: Wire, config: VaultConfig) -> None:
+        self._wire = wire
+        self._config = config
+
+    def retire(self, name: str, below: int) -> None:
+        """Destroy the versions of a Transit key before `below`.
+
+        Vault's order: versions that may not open or wrap any more, then trimming, which cannot be
+        undone. All of it may be repeated after a failure.
+        """
+        key = self._config.names.key(name)
+        with self._logged_in() as token:
+            self._ask(token, "post", f"{key}/config", {"min_decryption_version": below})
+            self._ask(token, "post", f"{key}/config", {"min_encryption_version": below})
+            self._ask(token, "post", f"{key}/trim", {"min_available_version": below})
+
+    def drop(self, issuers: Sequence[str], key: Callable[[str, str], bool]) -> None:
+        """Destroy issuers, by id, and the keys whose id and name `key` says yes to.
+
+        Vault destroys no key that an issuer has. One that was left behind is found the next time.
+        """
+        pki = self._config.names.pki
+        with self._logged_in() as token:
+            for issuer in issuers:
+                self._ask(token, "delete", f"{pki}/issuer/{issuer}")
+            found = self._ask(token, "list", f"{pki}/keys").get("key_info")
+            for at, info in (found if isinstance(found, dict) else {}).items():
+                if key(str(at), str(info.get("key_name") or "")):
+                    self._ask(token, "delete", f"{pki}/key/{at}")
+
+    def _ask(
+        self, token: Token, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        answer = self._wire.send(method, path, body, token=token.value)
+        if answer.status >= 400 and answer.status != _NOT_FOUND:
+            raise RefusedError(answer.status, answer.errors)
+        return answer.data
+
+    @contextmanager
+    def _logged_in(self) -> Iterator[Token]:
+        login = self._config.shredder
+        if login is None:
+            raise SealwardError(
+                Reason.NOT_SUPPORTED,
+                "destroying keys in Vault needs a login of its own:"
+                " SEALWARD_KEYS_VAULT_SHREDDER_ROLE_ID_FILE",
+            )
+        try:
+            token = self._log_in(login)
+            try:
+                yield token
+            finally:
+                self._wire.send("post", "auth/token/revoke-self", {}, token=token.value)
+        except UnavailableError as error:
+            raise _unavailable(TEXTS[error.trouble]) from None
+        except RefusedError:
+            raise _unavailable("Vault refuses the shredder") from None
+
+    def _log_in(self, login: AppRole) -> Token:
+        try:
+            return log_in_by_approle(self._wire, self._config, login)
+        except NoCredentialsError:
+            raise _unavailable("the files of the shredder's login cannot be used") from None
+
+
+def _unavailable(text: str) -> SealwardError:
+    return SealwardError(Reason.KEYSTORE_UNAVAILABLE, text, retry_after=1.0)
