@@ -106,20 +106,23 @@ def process(tmp_path: Path, seen: Seen) -> Iterator[list[Any]]:
     keystore.close()
 
 
+def shows(part: bytes | bytearray | str, keys: list[bytes]) -> bool:
+    if len(part) < 32:
+        return False
+    data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+    return any(key in data for key in keys)
+
+
 def holders(seen: Seen) -> list[str]:
     """Objects that refer to the bytes of a key, or to something with them in it."""
     gc.collect()
-    found = []
-    for item in gc.get_objects():
-        if type(item) is Secret or item is seen.keys:
-            continue
-        for part in gc.get_referents(item):
-            if not isinstance(part, (bytes, bytearray, str)) or len(part) < 32:
-                continue
-            data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-            if any(key in data for key in seen.keys):
-                found.append(f"{type(item).__module__}.{type(item).__qualname__}")
-    return found
+    return [
+        f"{type(item).__module__}.{type(item).__qualname__}"
+        for item in gc.get_objects()
+        if type(item) is not Secret and item is not seen.keys
+        for part in gc.get_referents(item)
+        if isinstance(part, (bytes, bytearray, str)) and shows(part, seen.keys)
+    ]
 
 
 def test_only_secrets_refer_to_keys(process: list[Any], seen: Seen) -> None:
