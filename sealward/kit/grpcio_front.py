@@ -34,6 +34,10 @@ _FOREVER = float("inf")
 _sched_yield = ctypes.CDLL(None).sched_yield
 # A call whose deadline passed still gets its record; its caller waits this much longer at most.
 _GRACE_SECONDS = 0.25
+# What a stream of batches may have in here, calls without an answer and answers that are not taken,
+# before nothing more is read of it. One message may go beyond.
+_STREAM_CALLS = 8192
+_STREAM_BYTES = 64 << 20
 
 
 class Inbox:
@@ -202,13 +206,23 @@ class UnaryFront:
 
 
 class _Stream:
-    """One open batch stream: what it still owes and where its replies go."""
+    """One open batch stream: what it still owes and where its replies go.
+
+    `held` are the bytes of calls that wait for their answer and of answers that wait to be sent.
+    `paused` says that nothing is read of it until there is room again.
+    """
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.out: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.owed = 0
+        self.held = 0
         self.ended = False
+        self.paused = False
+
+    @property
+    def full(self) -> bool:
+        return self.owed >= _STREAM_CALLS or self.held >= _STREAM_BYTES
 
 
 class BatchFront:
@@ -217,6 +231,9 @@ class BatchFront:
     `request_type` and `response_type` are messages with `repeated Call calls = 1` and
     `repeated Reply replies = 1`; `shared_field` names a bytes field of the response for what is
     common to a batch. `around` records a stream that is refused, as it does control calls.
+
+    A stream that sends more than is answered, or does not take its answers, is read no further
+    until there is room; flow control holds its sender.
     """
 
     def __init__(
@@ -239,8 +256,9 @@ class BatchFront:
         self._log = log
         self._inbox = Inbox(limits or Limits())
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._ids = itertools.count(1)
-        self._open: dict[int, tuple[_Stream, int]] = {}
+        self._open: dict[int, tuple[_Stream, int, int]] = {}
         self._streams: dict[_Stream, grpc.ServicerContext] = {}
         self._closed = False
         peers.revocations.on_change(self._cut)
@@ -263,16 +281,20 @@ class BatchFront:
         by_stream: dict[_Stream, list[Reply]] = {}
         with self._lock:
             for answer in answers:
-                stream, remote = self._open.pop(answer.id, (None, 0))
+                stream, remote, size = self._open.pop(answer.id, (None, 0, 0))
                 if stream is not None:
+                    stream.held -= size
                     by_stream.setdefault(stream, []).append(_reply(remote, answer))
         for stream, replies in by_stream.items():
             message = self._response_type(replies=replies)
             if shared and self._shared_field:
                 setattr(message, self._shared_field, shared)
-            stream.out.put(message.SerializeToString())
+            data = message.SerializeToString()
             with self._lock:
+                stream.out.put(data)
                 stream.owed -= len(replies)
+                stream.held += len(data)
+                self._wake(stream)
                 if stream.ended and not stream.owed:
                     stream.out.put(None)
 
@@ -284,12 +306,17 @@ class BatchFront:
             for stream in self._streams:
                 self._end(stream)
 
-    @staticmethod
-    def _end(stream: _Stream) -> None:
+    def _end(self, stream: _Stream) -> None:
         if not stream.ended:
             stream.ended = True
+            self._wake(stream)
             if not stream.owed:
                 stream.out.put(None)
+
+    def _wake(self, stream: _Stream) -> None:
+        if stream.paused and (stream.ended or not stream.full):
+            stream.paused = False
+            self._room.notify_all()
 
     def _behavior(
         self, requests: Iterator[bytes], context: grpc.ServicerContext
@@ -327,12 +354,17 @@ class BatchFront:
         reader.start()
         try:
             while (message := stream.out.get()) is not None:
+                # Comes back when the message was sent: flow control holds it while nobody reads.
                 yield message
+                with self._lock:
+                    stream.held -= len(message)
+                    self._wake(stream)
         finally:
             with self._lock:
                 self._streams.pop(stream, None)
-                for number in [n for n, (s, _) in self._open.items() if s is stream]:
+                for number in [n for n, (s, _, _) in self._open.items() if s is stream]:
                     del self._open[number]
+                self._end(stream)
 
     def _cut(self) -> None:
         """End the streams of those who may do nothing any more; what they are owed is dropped."""
@@ -362,13 +394,17 @@ class BatchFront:
                         break
                     for call in batch.calls:
                         number = next(self._ids)
-                        self._open[number] = (stream, call.id)
+                        self._open[number] = (stream, call.id, len(call.body))
+                        stream.held += len(call.body)
                         deadline = now + call.timeout_ms / 1000 if call.timeout_ms else _FOREVER
                         calls.append(
                             Call(number, call.method, stream.peer, {}, deadline, call.body)
                         )
                     stream.owed += len(calls)
                 self._inbox.put(calls)
+                with self._lock:
+                    stream.paused = stream.full and not stream.ended
+                    self._room.wait_for(lambda: not stream.paused)
         except DecodeError:
             self._log.error("stream.malformed", method=self._method)
         except Exception as error:  # noqa: BLE001 - grpcio raises its bare Exception on a reset

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 import sealward.api
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1 import errors_pb2
+from sealward.api.common.v1.batch_pb2 import Call as CallMessage
 from sealward.api.keys.v1 import keys_pb2, keys_pb2_grpc
 from sealward.kit.access import RPCS
 from sealward.kit.channel import Channels
@@ -41,6 +42,7 @@ from sealward.kit.server import GrpcServer
 from sealward.kit.settings import ServiceSettings, load, settings_config
 from sealward.kit.status import DETAILS_KEY
 from sealward.kit.tls import Credentials, Material
+from tests.support.inference_suite import until
 
 TD = "sealward.local"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -548,6 +550,82 @@ def test_calls_gather_while_messages_are_under_way(rig: Rig, authority: Any) -> 
     assert sorted(seen.broken) == [100, 101]
     serving.set()
     upstream.stop()
+
+
+def test_a_stream_whose_answers_are_not_taken_is_read_no_further(
+    rig: Rig, authority: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sealward.kit.grpcio_front._STREAM_CALLS", 50)
+    monkeypatch.setattr("sealward.kit.grpcio_front._STREAM_BYTES", 1 << 20)
+
+    def serve() -> None:
+        while calls := rig.batches.recv():
+            rig.batches.reply([Answer(c.id, bytes(32 << 10)) for c in calls])
+
+    threading.Thread(target=serve, daemon=True).start()
+    # A small window, so that what is not read fills it soon.
+    window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    credentials = Credentials(authority.issue(f"spiffe://{TD}/service/gateway")).channel()
+    name = [("grpc.ssl_target_name_override", f"keys.{TD}")]
+    channel = grpc.secure_channel(rig.server.address, credentials, [*window, *name])
+    messages = 100
+    sent = 0
+
+    def requests() -> Iterator[bytes]:
+        nonlocal sent
+        for number in range(messages):
+            sent += 1
+            calls = [CallMessage(id=number * 10 + n, body=bytes(1000)) for n in range(10)]
+            yield AppendRequest(calls=calls).SerializeToString()
+
+    answers = channel.stream_stream(APPEND, None, None)(requests())
+
+    def stream() -> Any:
+        return next(iter(rig.batches._streams), None)
+
+    other, health = Collector(), Health()
+    upstream = BatchUpstream(
+        Channels(Credentials(authority.issue(f"spiffe://{TD}/service/gateway")),
+                 rig.server.address, f"keys.{TD}"),
+        APPEND, AppendRequest, AppendResponse, other.on_replies, other.on_broken,
+        log=get_logger("test"), health=health, part="audit",
+        unavailable=Reason.AUDIT_UNAVAILABLE,
+    )  # fmt: skip
+    with closing(channel):
+        until(lambda: stream() is not None and stream().paused)
+        # Beyond the bound are at most the answers of the calls that were taken before.
+        assert stream().held < (1 << 20) + 60 * (33 << 10)
+        assert sent < messages
+        # Others are served meanwhile.
+        upstream.start()
+        until(lambda: health.ready)
+        upstream.send([OutCall(1, "m", b"x")])
+        other.wait(lambda: len(other.replies) == 1)
+        assert any(s.paused for s in rig.batches._streams)
+        # Who reads after all gets every answer once.
+        seen = [reply.id for raw in answers for reply in AppendResponse.FromString(raw).replies]
+        assert sorted(seen) == list(range(messages * 10))
+        assert not other.broken
+        upstream.stop()
+
+
+def test_a_stream_that_was_held_ends_with_its_caller(
+    rig: Rig, authority: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sealward.kit.grpcio_front._STREAM_CALLS", 5)
+    channel = rig.as_("service/gateway")
+    calls = [CallMessage(id=n, body=b"x") for n in range(9)]
+    message = AppendRequest(calls=calls).SerializeToString()
+    answers = channel.stream_stream(APPEND, None, None)(iter([message] * 3))
+    # Nobody answers: it is held for what it sent.
+    with closing(channel):
+        until(lambda: any(s.paused for s in rig.batches._streams))
+        taken = rig.batches.recv()
+        assert len(taken) == 9
+        answers.cancel()
+    rig.batches.reply([Answer(call.id, bytes(1 << 20)) for call in taken])
+    until(lambda: not rig.batches._streams and not rig.batches._open)
+    until(lambda: "stream-reader" not in {t.name for t in threading.enumerate()})
 
 
 def test_first_calls_at_once_are_all_counted() -> None:
