@@ -79,9 +79,9 @@ class AuditApp:
                 self._on_size, self._on_published, self._on_full, self._on_broken, self._on_rows
             ),
         )  # fmt: skip
-        producers = Producers(time.time, settings.gap_seconds)
-        self._gaps = GapKeeper(producers, self._record_gap, metrics, ctx.log)
         clock = SteadyClock()
+        producers = Producers(time.time, settings.gap_seconds, clock.steady)
+        self._gaps = GapKeeper(producers, self._record_gap, metrics, ctx.log)
         self._rollover = Rollover(
             parts,
             Places(settings.data_dir),

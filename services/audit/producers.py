@@ -4,6 +4,9 @@ Each producer numbers its events from 1, under an instance that is new when the 
 Here every number that was indexed is ticked off. Late ones are normal for a while (a spool that
 comes back, streams side by side); a hole that stays open for longer is told once, and told again
 when it closes after all. The state is kept with the log, so that a restart goes on where it was.
+
+Times are of the wall clock, because they outlive a restart. A clock that is set back puts nothing
+off, one that is set forward tells a hole too early and forgets nobody.
 """
 
 from __future__ import annotations
@@ -89,11 +92,20 @@ class Gap:
 
 
 class Producers:
-    """Follows all producers. Thread-safe. `clock` is in seconds since the epoch."""
+    """Follows all producers. Thread-safe. `clock` is in seconds since the epoch.
 
-    def __init__(self, clock: Callable[[], float], patience: float) -> None:
+    `steady` says whether the clock can be believed.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        patience: float,
+        steady: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Tell of a hole after `patience` seconds."""
         self._clock = clock
+        self._steady = steady
         self._patience = patience
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], Numbers] = {}
@@ -126,13 +138,16 @@ class Producers:
         gaps = []
         with self._lock:
             gaps, self._closed = _joined(self._closed), []
-            for (producer, instance), numbers in list(self._known.items()):
+            for (producer, instance), numbers in self._known.items():
+                numbers.heard = min(numbers.heard, now)
                 for hole in numbers.holes:
+                    # It may have been seen before the clock was set back.
+                    hole.since = min(hole.since, now)
                     if not hole.told and now - hole.since >= self._patience:
                         hole.told = True
                         gaps.append(Gap(producer, instance, hole.first, hole.last, closed=False))
-                if now - numbers.heard > _FORGET_SECONDS:
-                    del self._known[producer, instance]
+            if self._steady():
+                self._forget(now)
         return gaps
 
     def open(self) -> list[Gap]:
@@ -178,6 +193,19 @@ class Producers:
             raise ValueError("not a state of producers") from error
         with self._lock:
             self._positions, self._known = positions, known
+
+    def _forget(self, now: float) -> None:
+        """Forget instances that were followed by others long ago.
+
+        The newest of a producer stays, however long it is silent: its next number would look like
+        the first of many that are missing.
+        """
+        newest: dict[str, float] = {}
+        for (producer, _), numbers in self._known.items():
+            newest[producer] = max(newest.get(producer, 0.0), numbers.heard)
+        for key, numbers in list(self._known.items()):
+            if now - numbers.heard > _FORGET_SECONDS and numbers.heard < newest[key[0]]:
+                del self._known[key]
 
     def _see(self, row: Row, now: float) -> None:
         key = (row.producer, row.instance)

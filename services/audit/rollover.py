@@ -265,10 +265,10 @@ class Rollover:
                 if tenant in self._turning:
                     self._advance(tenant)
                     continue
-                if expire(shard, self._clock()):
-                    self._parts.logger.info("log.key-ended", tenant=tenant)
                 if not self._steady():
                     continue
+                if expire(shard, self._clock()):
+                    self._parts.logger.info("log.key-ended", tenant=tenant)
                 if now.year > shard.name.year:
                     self.before_turn(shard, _renamed(shard.name, str(now.year)).origin)
                     self._turn(tenant, str(now.year))

@@ -63,6 +63,22 @@ def test_both_keys_sign_for_some_days(tmp_path: Path) -> None:
         assert verify_directory(tmp_path / "log", both).size == 4
 
 
+def test_a_clock_that_cannot_be_believed_ends_no_key(tmp_path: Path) -> None:
+    steady = [True]
+    with opened(tmp_path, steady=lambda: steady[0]) as logs:
+        old, _ = turn_key(logs)
+        steady[0] = False
+        logs.clock.now += 30 * DAY
+        logs.rollover.tick()
+        (placed,) = logs.append(entry_bytes())
+        assert open_checkpoint(placed.checkpoint, parse_vkeys(old)).size == 2
+        steady[0] = True
+        logs.rollover.tick()
+        (placed,) = logs.append(entry_bytes())
+        with pytest.raises(SignatureError):
+            open_checkpoint(placed.checkpoint, parse_vkeys(old))
+
+
 def test_one_change_at_a_time(tmp_path: Path) -> None:
     with opened(tmp_path) as logs:
         turn_key(logs)

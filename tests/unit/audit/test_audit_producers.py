@@ -11,8 +11,11 @@ from services.audit.producers import Gap, Producers
 from tests.unit.audit.test_audit_reports import EMPTY
 
 
+DAY = 24 * 3600.0
+
+
 class Clock:
-    now = 1000.0
+    now = 1_790_000_000.0
 
     def __call__(self) -> float:
         return self.now
@@ -23,7 +26,8 @@ class Listener:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.producers = Producers(self.clock, 60)
+        self.steady = True
+        self.producers = Producers(self.clock, 60, lambda: self.steady)
         self.size = 0
 
     def hear(self, *numbers: int, instance: str = "aa", producer: str = "gateway") -> None:
@@ -131,3 +135,35 @@ def test_many_holes_are_joined_not_dropped(ears: Listener) -> None:
     missing = {n for g in told for n in range(g.first, g.last + 1)}
     assert set(range(1, 4999, 2)) <= missing
     assert len(told) <= 1000
+
+
+def test_a_clock_that_is_set_back_puts_no_gap_off(ears: Listener) -> None:
+    ears.hear(1, 2, 5)
+    assert ears.later(-365 * DAY) == []
+    assert ears.later() == [gap(3, 4)]
+    ears.hear(3, 4)
+    assert ears.later() == [gap(3, 4, closed=True)]
+
+
+def test_a_clock_that_is_set_forward_tells_early_and_forgets_nobody(ears: Listener) -> None:
+    ears.hear(1, 2, 5)
+    ears.hear(1, instance="bb")
+    ears.steady = False
+    assert ears.later(365 * DAY) == [gap(3, 4)]
+    ears.hear(3, 4, 6)
+    ears.hear(2, instance="bb")
+    assert ears.later(-365 * DAY) == [gap(3, 4, closed=True)]
+    assert ears.later() == []
+
+
+def test_the_newest_of_a_producer_is_never_forgotten(ears: Listener) -> None:
+    ears.hear(1, instance="old")
+    ears.later(DAY)
+    ears.hear(1, 2, 3)
+    ears.hear(1, producer="keys", instance="kk")
+    assert ears.later(90 * DAY) == []
+    # One that was followed by another is forgotten; what is silent is not taken for new.
+    assert b'"old"' not in ears.producers.dump()
+    ears.hear(4)
+    ears.hear(2, producer="keys", instance="kk")
+    assert ears.later() == []
