@@ -37,7 +37,7 @@ _GRACE_SECONDS = 0.25
 # What a stream of batches may have in here, calls without an answer and answers that are not taken,
 # before nothing more is read of it. One message may go beyond.
 _STREAM_CALLS = 8192
-_STREAM_BYTES = 64 << 20
+_STREAM_BYTES = 32 << 20
 
 
 class Inbox:
@@ -88,6 +88,11 @@ class Inbox:
         while seen < (found := len(self._waiting)) < self._limits.calls:
             seen = found
             _sched_yield()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return len(self._waiting)
 
     def _cut(self) -> list[Call]:
         waiting, limits = self._waiting, self._limits
@@ -275,6 +280,17 @@ class BatchFront:
         """See seam.Front."""
         with self._lock:
             return call_id not in self._open
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait to be taken by `recv`."""
+        return self._inbox.waiting
+
+    @property
+    def held(self) -> int:
+        """How many streams are read no further, because of what they have in here."""
+        with self._lock:
+            return sum(stream.paused for stream in self._streams)
 
     def reply(self, answers: Sequence[Answer], shared: bytes = b"") -> None:
         """See seam.Front."""

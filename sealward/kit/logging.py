@@ -22,7 +22,7 @@ ALLOWED_KEYS = frozenset(
         "event", "level", "time", "service", "reason", "method", "code", "event_id", "log_index",
         "duration_ms", "count", "size", "state", "name", "version", "address", "incident",
         "error_type", "where", "attempt", "seconds", "identity", "path", "dropped", "kind", "pid",
-        "metrics", "transport", "origin", "not_after", "serial", "setting",
+        "metrics", "transport", "origin", "not_after", "serial", "setting", "tenant",
     }
 )  # fmt: skip
 _LONGEST = 400

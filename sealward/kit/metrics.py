@@ -11,17 +11,22 @@ import socketserver
 import ssl
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.hardening import dumpable
+from sealward.kit.health import Health
 from sealward.kit.identity import peer_from_certificate
 from sealward.kit.reasons import Code, Reason
 from sealward.kit.revocation import Revocations
 from sealward.kit.settings import split_address
+from sealward.kit.spool import Spool
 from sealward.kit.tls import Credentials
 
 _CONNECTIONS = 64
@@ -83,6 +88,47 @@ def revocation_metrics(
             "Time since the list of them was last confirmed",
             registry=registry,
         ).set_function(lambda: revocations.age)
+
+
+def health_metrics(registry: CollectorRegistry, health: Health) -> None:
+    """Register what Prometheus can see of a process's health."""
+    Gauge(
+        "sealward_ready", "1 while the service is ready, 0 while it says NOT_SERVING",
+        registry=registry,
+    ).set_function(lambda: float(health.ready))  # fmt: skip
+
+
+class SpoolMetrics(Collector):
+    """What waits for audit in a process's spool. Reads it when somebody scrapes."""
+
+    def __init__(self, registry: CollectorRegistry, spool: Spool) -> None:
+        self._spool = spool
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """See Collector."""
+        spool = self._spool
+        oldest = spool.oldest()
+        age = max(0.0, time.time() - oldest / 1e9) if oldest else 0.0
+        yield GaugeMetricFamily(
+            "sealward_spool_records", "Records that audit has not acknowledged yet", spool.depth
+        )
+        yield GaugeMetricFamily(
+            "sealward_spool_capacity_records", "Records that may wait", spool.capacity
+        )
+        yield GaugeMetricFamily(
+            "sealward_spool_oldest_seconds", "Age of the record that waits longest; 0 for none", age
+        )
+        yield GaugeMetricFamily(
+            "sealward_spool_refused_records",
+            "Records that audit refused for good and that are kept aside; has to be 0",
+            spool.refused,
+        )
+        yield CounterMetricFamily(
+            "sealward_spool_lost_records",
+            "Records that could not be stored: the spool was full or its disk failed; has to be 0",
+            spool.lost,
+        )
 
 
 class _Handler(WSGIRequestHandler):

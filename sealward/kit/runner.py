@@ -30,6 +30,7 @@ from sealward.kit.logging import get_logger, silence_foreign, where
 from sealward.kit.metrics import (
     MetricsListener,
     ServerMetrics,
+    health_metrics,
     process_metrics,
     revocation_metrics,
 )
@@ -79,17 +80,19 @@ def _refuse(log: Any, reason: str) -> int:
 
 def _context(service: str, settings: S, log: Any) -> ServiceContext[S]:
     registry = CollectorRegistry()
+    health = Health()
     process_metrics(registry, service, __version__)
     # Keys has the list itself: it is never stale there.
     follows = service != "keys"
     revocations = Revocations(settings.revocation_seconds) if follows else Revocations()
     revocation_metrics(registry, revocations, follows=follows)
+    health_metrics(registry, health)
     return ServiceContext(
         name=service,
         settings=settings,
         log=log,
         credentials=Credentials(),
-        health=Health(),
+        health=health,
         metrics=registry,
         server_metrics=ServerMetrics(registry),
         peers=PeerReader(settings.trust_domain, revocations),

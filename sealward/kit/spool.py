@@ -21,7 +21,10 @@ from pathlib import Path
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
+from sealward.kit.wire import FIXED64, WireError, scan
 
+# Span.end_time_unix_nano
+_END_TIME = 8
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spans (seq INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS refused (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
@@ -44,6 +47,7 @@ class Spool:
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
         self._closed = False
+        self._lost = 0
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -77,6 +81,34 @@ class Spool:
         return self._instance
 
     @property
+    def capacity(self) -> int:
+        """How many records may wait."""
+        return self._capacity
+
+    @property
+    def lost(self) -> int:
+        """How many records could not be stored since the start: it was full, or its disk failed.
+
+        What was to be recorded did not happen then, or says so itself.
+        """
+        with self._lock:
+            return self._lost
+
+    def oldest(self) -> int:
+        """Return when the record that has waited longest was made, 0 when none waits.
+
+        In nanoseconds since the epoch, as the record says.
+        """
+        with self._lock:
+            if self._closed or not self._depth:
+                return 0
+            try:
+                rows = self._db.execute("SELECT body FROM spans ORDER BY seq LIMIT 1").fetchall()
+            except sqlite3.Error:
+                return 0
+        return _made_at(rows[0][0]) if rows else 0
+
+    @property
     def refused(self) -> int:
         """How many records audit refused for good. They are kept; the number has to stay 0."""
         with self._lock:
@@ -93,11 +125,16 @@ class Spool:
         """Store records durably, all or none; return the number of the last. Errors as `append`."""
         with self._lock:
             if self._depth + len(builds) > self._capacity:
+                self._lost += len(builds)
                 raise _unavailable("the audit spool is full")
             first = self._next
             rows = [(first + n, build(first + n)) for n, build in enumerate(builds)]
-            with self._transaction():
-                self._db.executemany("INSERT INTO spans (seq, body) VALUES (?, ?)", rows)
+            try:
+                with self._transaction():
+                    self._db.executemany("INSERT INTO spans (seq, body) VALUES (?, ?)", rows)
+            except SealwardError:
+                self._lost += len(builds)
+                raise
             self._next = first + len(rows)
             self._depth += len(rows)
             self._filled.notify_all()
@@ -176,6 +213,17 @@ class Spool:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise _unavailable("the audit spool cannot be written") from None
+
+
+def _made_at(span: bytes) -> int:
+    """Return the end of a serialised span, 0 where it has none."""
+    try:
+        for number, wire_type, start, end in scan(span):
+            if number == _END_TIME and wire_type == FIXED64:
+                return int.from_bytes(span[start:end], "little")
+    except WireError:
+        pass
+    return 0
 
 
 def _unavailable(message: str) -> SealwardError:

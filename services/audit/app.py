@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
@@ -29,6 +29,7 @@ from services.audit.events import OwnEvents
 from services.audit.exporting import ExportServicer
 from services.audit.gaps import GapKeeper
 from services.audit.index import Row
+from services.audit.indexer import Indexer
 from services.audit.ingest_otlp import TraceIngest, add_to_server
 from services.audit.lifecycle import Lifecycle
 from services.audit.metrics import AuditMetrics
@@ -103,6 +104,7 @@ class AuditApp:
             self._events.conflicts,
             metrics.waiting.set,
         )
+        metrics.waiting_limit.set(settings.waiting_entries)
         front = BatchFront(
             APPEND,
             AppendRequest,
@@ -112,6 +114,8 @@ class AuditApp:
             shared_field="checkpoint",
             around=self._events,
         )
+        metrics.append_waiting.set_function(lambda: front.waiting)
+        metrics.held_streams.set_function(lambda: front.held)
         self._pump = AppendPump(
             front,
             appender,
@@ -151,6 +155,8 @@ class AuditApp:
         size, _ = log.head
         self._metrics.size.set(size)
         self._metrics.unpublished.set_function(self._unpublished)
+        self._metrics.index_behind.set_function(lambda: max(i.behind for i in self._indexers()))
+        self._metrics.index_stalled.set_function(lambda: max(i.stalled for i in self._indexers()))
         self._lifecycle.observe()
         self._ctx.health.set("disk", ready=True)
         self._ctx.health.set("keys", ready=True)
@@ -198,6 +204,10 @@ class AuditApp:
     def _unpublished(self) -> float:
         shards = self._shards
         return max(shards.current(tenant).publisher.behind for tenant in shards.tenants)
+
+    def _indexers(self) -> Iterator[Indexer]:
+        for tenant in self._shards.tenants:
+            yield self._shards.current(tenant).indexer
 
     def _on_full(self, full: bool) -> None:
         self._metrics.full.set(full)

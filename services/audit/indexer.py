@@ -62,15 +62,30 @@ class Indexer:
         self._wanted = 0
         self._closed = False
         self._rebuilding = False
+        self._stalled_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
 
     def start(self) -> None:
         """Begin to follow."""
+        self._stalled_since = time.monotonic() if self.behind else None
         self._thread.start()
+
+    @property
+    def behind(self) -> int:
+        """How many entries the index lacks."""
+        return max(0, self._log_size() - self._index.size)
+
+    @property
+    def stalled(self) -> float:
+        """For how many seconds it has lacked entries without a step forward; 0 when it is up."""
+        since = self._stalled_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def committed(self, first: int, rows: Sequence[Row | None]) -> None:
         """Take over what was just committed. Cheap; never blocks."""
         with self._condition:
+            if self._stalled_since is None:
+                self._stalled_since = time.monotonic()
             if self._count > _MOST_WAITING:
                 self._waiting.clear()
                 self._count = 0
@@ -174,6 +189,9 @@ class Indexer:
         elif first < self._log_size():
             self._read_some(tell=True)
         with self._condition:
+            # What came meanwhile is a little older than this says, and next.
+            up = not self._waiting and self._index.size >= self._log_size()
+            self._stalled_since = None if up else time.monotonic()
             self._condition.notify_all()
 
     def _take(self, first: int) -> list[Row | None]:

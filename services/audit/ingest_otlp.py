@@ -19,7 +19,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
 from services.audit.committer import Committer
 from services.audit.entry import Candidate, Maker
-from services.audit.metrics import AuditMetrics
+from services.audit.metrics import SPAN_INVALID, AuditMetrics
 from services.audit.otlpwire import ExportRequest
 from services.audit.spanfields import SpanError
 
@@ -51,7 +51,7 @@ class TraceIngest:
             except SpanError:
                 rejected += 1
         if rejected:
-            self._metrics.refused.labels("SPAN_INVALID").inc(rejected)
+            self._metrics.refused.labels(SPAN_INVALID).inc(rejected)
         results = self._committer.submit(candidates)
         rejected += sum(isinstance(result, SealwardError) for result in results)
         response = ExportTraceServiceResponse()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from sealward.kit.reasons import Reason
+
+SPAN_INVALID = "SPAN_INVALID"
+"""Stands among the reasons for an exported span that can never be recorded."""
+
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -32,6 +37,9 @@ class AuditMetrics:
         self.refused = Counter(
             "sealward_audit_refused", "Entries refused, by reason", ["reason"], registry=registry
         )
+        # A series that begins with its first event shows no increase to who watches it.
+        for reason in (SPAN_INVALID, *(reason.name for reason in Reason)):
+            self.refused.labels(reason)
         self.attributes_dropped = Counter(
             "sealward_audit_attributes_dropped", "Span attributes outside the allow-list",
             registry=registry,
@@ -41,7 +49,21 @@ class AuditMetrics:
             registry=registry,
         )  # fmt: skip
         self.waiting = Gauge(
-            "sealward_audit_waiting_entries", "Entries waiting for the log", registry=registry
+            "sealward_audit_waiting_entries",
+            "Exported spans and own events waiting for the log", registry=registry,
+        )  # fmt: skip
+        self.waiting_limit = Gauge(
+            "sealward_audit_waiting_limit_entries",
+            "How many may wait; above it callers are refused", registry=registry,
+        )  # fmt: skip
+        self.append_waiting = Gauge(
+            "sealward_audit_append_waiting_entries",
+            "Entries of calls in flight waiting for the log", registry=registry,
+        )  # fmt: skip
+        self.held_streams = Gauge(
+            "sealward_audit_held_streams",
+            "Append streams that are read no further until their answers are taken",
+            registry=registry,
         )
         self.size = Gauge("sealward_audit_log_size", "Entries in the log", registry=registry)
         self.published_size = Gauge(
@@ -55,6 +77,14 @@ class AuditMetrics:
         self.unpublished = Gauge(
             "sealward_audit_unpublished_seconds",
             "How long entries have waited to be published; 0 when all are",
+            registry=registry,
+        )
+        self.index_behind = Gauge(
+            "sealward_audit_index_behind_entries", "Entries that the index lacks", registry=registry
+        )
+        self.index_stalled = Gauge(
+            "sealward_audit_index_stalled_seconds",
+            "How long the index has lacked entries without a step forward; 0 when it lacks none",
             registry=registry,
         )
         self.log_age = Gauge(

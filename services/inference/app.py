@@ -18,6 +18,7 @@ from sealward.kit.grpcio_front import BatchFront
 from sealward.kit.holding import HolderServicer
 from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
+from sealward.kit.metrics import SpoolMetrics
 from sealward.kit.reasons import Reason
 from sealward.kit.recorder import Recorder
 from sealward.kit.seam import Limits
@@ -67,6 +68,7 @@ class InferenceApp:
         )
         self._store = ModelStore(settings.data_dir / "models")
         self._spool = Spool(settings.data_dir / "spool.db")
+        SpoolMetrics(ctx.metrics, self._spool)
         self._exporter = SpoolExporter(self._spool, otlp_sender(self._audit_channels), ctx.log)
         self._records = InferenceRecords(Recorder(self._spool, "inference"), digest, RefusalLimit())
         self._metrics = ModelMetrics(ctx.metrics)

@@ -15,6 +15,7 @@ from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.exporter import SpoolExporter, otlp_sender
 from sealward.kit.identity import Identity, parse_identity, spiffe_id
+from sealward.kit.metrics import SpoolMetrics
 from sealward.kit.reasons import Code
 from sealward.kit.recorder import Recorder as SpoolRecorder
 from sealward.kit.server import GrpcServer
@@ -158,6 +159,7 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     lives = Lives(settings.certificate_seconds, settings.user_certificate_seconds)
 
     spool = Spool(settings.data_dir / "spool.sqlite")
+    SpoolMetrics(ctx.metrics, spool)
     recorder = SpoolRecorder(spool, "keys")
     if provider.created:
         recorder.record("keys.keystore-create", "ok", target=provider.deployment)

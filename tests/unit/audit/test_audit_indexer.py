@@ -12,6 +12,7 @@ from sealward.kit import attributes as names
 from sealward.kit.errors import SealwardError
 from services.audit.sqlite_index import SqliteIndex
 from tests.support.audit_suite import GATEWAY, WORKLOAD, Ring, Suite, open_suite, span_bytes
+from tests.support.inference_suite import until
 
 EXTRA: dict[str, Any] = {
     names.ACTOR_KIND: "user", names.SESSION_ID: "5e55", names.CALLER_SEQ: 7,
@@ -98,3 +99,15 @@ def test_a_query_waits_for_what_was_answered(suite: Suite) -> None:
     assert caught.value.retry_after
     suite.indexer.wait(1)
     assert suite.rows.size == 1
+
+
+def test_an_index_that_stands_still_is_seen(suite: Suite) -> None:
+    assert (suite.indexer.behind, suite.indexer.stalled) == (0, 0.0)
+    with suite.rows._write_lock:
+        suite.log.append([suite.entry() for _ in range(3)])
+        assert suite.indexer.behind == 3
+        first = suite.indexer.stalled
+        assert suite.indexer.stalled > first > 0
+    suite.indexer.wait(3)
+    until(lambda: suite.indexer.stalled == 0)
+    assert suite.indexer.behind == 0

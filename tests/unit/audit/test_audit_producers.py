@@ -10,7 +10,6 @@ from services.audit.index import Row
 from services.audit.producers import Gap, Producers
 from tests.unit.audit.test_audit_reports import EMPTY
 
-
 DAY = 24 * 3600.0
 
 

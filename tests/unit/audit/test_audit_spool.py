@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Status, StatusCode
+from prometheus_client import CollectorRegistry
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.exporter import ExportError, SpoolExporter, export_request
 from sealward.kit.logging import get_logger
+from sealward.kit.metrics import SpoolMetrics
 from sealward.kit.reasons import Reason
 from sealward.kit.recorder import Recorder, new_event_id
 from sealward.kit.sdk_exporter import SpoolSpanExporter
@@ -111,6 +114,54 @@ def test_a_disk_that_takes_nothing_refuses_then_recovers(tmp_path: Path) -> None
     assert spool.append(lambda n: bytes(100_000)) == 2
     assert [n for n, _ in spool.peek(9, 1 << 20)] == [1, 2]
     spool.close()
+
+
+def shown(registry: CollectorRegistry) -> dict[str, float]:
+    return {s.name: s.value for family in registry.collect() for s in family.samples}
+
+
+def test_the_spool_is_seen_from_outside(tmp_path: Path) -> None:
+    spool, registry = Spool(tmp_path / "s.db", capacity=2), CollectorRegistry()
+    SpoolMetrics(registry, spool)
+    quiet = dict.fromkeys(
+        ("sealward_spool_records", "sealward_spool_oldest_seconds",
+         "sealward_spool_refused_records", "sealward_spool_lost_records_total"), 0.0
+    )  # fmt: skip
+    assert shown(registry) == {**quiet, "sealward_spool_capacity_records": 2.0}
+    # The first is an hour old, as after an outage; the age is in the record and outlives a restart.
+    old = [3600, 60]
+    recorder = Recorder(spool, "keys", lambda: time.time_ns() - old[0] * 1_000_000_000)
+    for _ in range(2):
+        recorder.record("keys.branch-open", "ok")
+        old[:] = old[-1:]
+    with pytest.raises(SealwardError):
+        recorder.record("keys.branch-open", "ok")
+    spool.close()
+    assert spool.oldest() == 0
+    spool, registry = Spool(tmp_path / "s.db", capacity=2), CollectorRegistry()
+    SpoolMetrics(registry, spool)
+    found = shown(registry)
+    assert found["sealward_spool_records"] == 2
+    assert 3600 <= found["sealward_spool_oldest_seconds"] < 3700
+    for _ in range(3):
+        with pytest.raises(SealwardError):
+            spool.append(lambda n: b"x")
+    spool.refuse(1)
+    found = shown(registry)
+    assert 60 <= found["sealward_spool_oldest_seconds"] < 160
+    assert found["sealward_spool_refused_records"] == 1
+    assert found["sealward_spool_lost_records_total"] == 3
+    assert found["sealward_spool_records"] == 1
+    spool.close()
+    with pytest.raises(SealwardError):
+        spool.append(lambda n: b"x")
+    assert shown(registry)["sealward_spool_lost_records_total"] == 4
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"\x41short", b"\x08\x01"])
+def test_a_record_without_a_time_has_no_age(spool: Spool, body: bytes) -> None:
+    spool.append(lambda n: body)
+    assert spool.oldest() == 0
 
 
 def exporter(spool: Spool, audit: Audit) -> SpoolExporter:
