@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry
 
 from sealward.kit import attributes
 from sealward.kit.access import RPCS
+from sealward.kit.health import Health
+from sealward.kit.metrics import (
+    ServerMetrics,
+    SpoolMetrics,
+    health_metrics,
+    process_metrics,
+    revocation_metrics,
+)
 from sealward.kit.reasons import CODES, Reason
+from sealward.kit.revocation import Revocations
+from sealward.kit.spool import Spool
+from services.audit.metrics import AuditMetrics
+from services.inference.metrics import ModelMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "<!-- Made by tools/gen_reference.py; do not edit. -->\n"
@@ -57,6 +73,65 @@ def access_page() -> str:
     )
 
 
+def _of_every_service(registry: CollectorRegistry) -> None:
+    process_metrics(registry, "", "")
+    health_metrics(registry, Health())
+    revocation_metrics(registry, Revocations(), follows=False)
+    ServerMetrics(registry)
+
+
+def _of_followers(registry: CollectorRegistry) -> None:
+    revocation_metrics(registry, Revocations(), follows=True)
+
+
+def _of_the_spool(registry: CollectorRegistry) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool(Path(folder, "spool.db"))
+        SpoolMetrics(registry, spool)
+        spool.close()
+
+
+METRICS: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
+    ("Every service", _of_every_service),
+    ("gateway, inference and audit", _of_followers),
+    ("inference and keys: records on their way to audit", _of_the_spool),
+    ("audit", AuditMetrics),
+    ("inference", ModelMetrics),
+)
+"""Who has which metrics: a heading, and what registers them."""
+
+
+def metric_rows(register: Callable[[CollectorRegistry], object]) -> Iterator[tuple[str, ...]]:
+    """Yield (name, type, labels, meaning) of what is registered."""
+    registry = CollectorRegistry()
+    register(registry)
+    for collector in registry._collector_to_names:  # noqa: SLF001 - no other way to the labels
+        labels = ", ".join(getattr(collector, "_labelnames", ()))
+        for family in collector.collect():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            yield name, family.type, labels, family.documentation
+
+
+def metrics_page() -> str:
+    """The metrics of all services."""
+    page = (
+        f"{HEAD}# Metrics\n\nEach service serves them at `/metrics` of its metrics address, over"
+        " TLS 1.3 and to a client certificate of the deployment alone. Labels hold names from"
+        " closed sets, never a user, a patient or a text. A histogram has the series `…_bucket`,"
+        " `…_sum` and `…_count`. What to watch: "
+        "[the alarms of the audit trail](../../services/audit/README.md#alarms).\n"
+    )
+    seen: set[str] = set()
+    for heading, register in METRICS:
+        new = [row for row in metric_rows(register) if row[0] not in seen]
+        seen |= {row[0] for row in new}
+        rows = "".join(
+            f"| `{name}` | {kind} | {labels} | {text} |\n" for name, kind, labels, text in new
+        )
+        page += f"\n## {heading}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n{rows}"
+    return page
+
+
 def main() -> int:
     """Write the pages, or with --check say which are stale; 1 when some are."""
     stale = []
@@ -64,6 +139,7 @@ def main() -> int:
         ("attributes", attributes_page()),
         ("reasons", reasons_page()),
         ("access", access_page()),
+        ("metrics", metrics_page()),
     ):
         path = ROOT / "docs" / "reference" / f"{name}.md"
         if "--check" not in sys.argv[1:]:
