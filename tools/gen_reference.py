@@ -7,12 +7,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from sealward.kit import attributes
 from sealward.kit.access import RPCS
 from sealward.kit.health import Health
+from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.metrics import (
     ServerMetrics,
     SpoolMetrics,
@@ -24,7 +27,9 @@ from sealward.kit.reasons import CODES, Reason
 from sealward.kit.revocation import Revocations
 from sealward.kit.spool import Spool
 from services.audit.metrics import AuditMetrics
+from services.gateway.metrics import GatewayMetrics
 from services.inference.metrics import ModelMetrics
+from services.keys.watch import provider_metrics, vault_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "<!-- Made by tools/gen_reference.py; do not edit. -->\n"
@@ -91,12 +96,30 @@ def _of_the_spool(registry: CollectorRegistry) -> None:
         spool.close()
 
 
+def _of_leases(registry: CollectorRegistry) -> None:
+    LeaseMetrics(registry).follow(lambda: ())
+
+
+def _of_providers(registry: CollectorRegistry) -> None:
+    nothing: Any = SimpleNamespace(name="")
+    provider_metrics(registry, nothing)
+
+
+def _of_vault(registry: CollectorRegistry) -> None:
+    nothing: Any = SimpleNamespace()
+    vault_metrics(registry, nothing)
+
+
 METRICS: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("Every service", _of_every_service),
-    ("gateway, inference and audit", _of_followers),
+    ("gateway, inference and audit: revoked certificates", _of_followers),
+    ("gateway, inference and audit: leased keys", _of_leases),
     ("inference and keys: records on their way to audit", _of_the_spool),
+    ("gateway", GatewayMetrics),
     ("audit", AuditMetrics),
     ("inference", ModelMetrics),
+    ("keys", _of_providers),
+    ("keys with Vault", _of_vault),
 )
 """Who has which metrics: a heading, and what registers them."""
 
@@ -106,10 +129,12 @@ def metric_rows(register: Callable[[CollectorRegistry], object]) -> Iterator[tup
     registry = CollectorRegistry()
     register(registry)
     for collector in registry._collector_to_names:  # noqa: SLF001 - no other way to the labels
-        labels = ", ".join(getattr(collector, "_labelnames", ()))
-        for family in collector.collect():
+        # What describes itself is not asked for values, which nothing stands behind here.
+        families = getattr(collector, "describe", collector.collect)()
+        for family in families:
+            labels = getattr(collector, "_labelnames", getattr(family, "_labelnames", ()))
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            yield name, family.type, labels, family.documentation
+            yield name, family.type, ", ".join(labels), family.documentation
 
 
 def metrics_page() -> str:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from prometheus_client import Counter
-
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.gateway.v1 import access_pb2_grpc, gateway_pb2_grpc, policy_pb2_grpc
@@ -35,6 +33,7 @@ from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
 from services.gateway.grants import Grants
+from services.gateway.metrics import GatewayMetrics
 from services.gateway.oip import InferenceServicer
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import METHOD, Pipeline, audit_lost
@@ -121,10 +120,6 @@ class Gateway:
         )
         policy = changes.live
         self._grants = Grants(settings.data_dir / "grants.db", time.time)
-        broken_glass = Counter(
-            "sealward_gateway_break_glass", "Times that the glass was broken, by reason",
-            ["reason"], registry=ctx.metrics,
-        )  # fmt: skip
         authority = Authority(self._store, policy)
         denials = DenialLimit()
         writer = EventWriter()
@@ -182,7 +177,7 @@ class Gateway:
                         self._store,
                         log,
                         break_glass_seconds=settings.break_glass_seconds,
-                        alarm=lambda reason: broken_glass.labels(reason).inc(),
+                        alarm=GatewayMetrics(ctx.metrics).glass_broken,
                     ),
                 ),
                 (
