@@ -129,23 +129,42 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:
-    """Return the archive's files; raise PackageError for anything but what `pack` writes."""
+    """Return the archive's files; raise PackageError for anything but what `pack` writes.
+
+    An archive has one form, so its headers and padding are compared: nothing is copied but files.
+    """
     files: dict[str, bytes] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
-            for name, limit in MEMBERS:
-                member = tar.next()
-                if member is None or member.name != name or not member.isreg():
-                    raise PackageError(f"{name} is not where it belongs in the archive")
-                content = tar.extractfile(member) if member.size <= limit else None
-                if content is None:
-                    raise PackageError(f"{name} is too large")
-                files[name] = content.read()
-    except tarfile.TarError:
-        raise PackageError("the archive is damaged") from None
-    if pack(files) != archive:
+    at = 0
+    for name, limit in MEMBERS:
+        head = archive[at : at + tarfile.BLOCKSIZE]
+        try:
+            size = tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape").size
+        except tarfile.TarError:
+            raise PackageError("the archive is damaged") from None
+        if size > limit:
+            raise PackageError(f"{name} is too large")
+        if head != _header(name, size):
+            raise PackageError(f"{name} is not where it belongs in the archive")
+        begins, ends = at + tarfile.BLOCKSIZE, at + tarfile.BLOCKSIZE + size
+        files[name] = archive[begins:ends]
+        at = _whole(ends, tarfile.BLOCKSIZE)
+        if archive[ends:at].strip(b"\0"):
+            raise PackageError("the archive is not in its one form")
+    # Two blocks of zeros end an archive, and it is filled up to whole records.
+    if archive[at:] != bytes(_whole(at + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE) - at):
         raise PackageError("the archive is not in its one form")
     return files
+
+
+def _header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o600
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _whole(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
