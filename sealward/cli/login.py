@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,9 @@ def login(
             help="File with the password to set; required after a one-time one.",
         ),
     ] = None,
+    code: Annotated[
+        str, typer.Option("--code", help="One-time password or recovery code; else asked.")
+    ] = "",
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +38,13 @@ def login(
     suite = Suite.at(directory)
     password = read_password(password_file, f"password of {user}")
     new = read_password(new_password_file, "new password") if new_password_file else ""
-    token, expires = start_session(suite, user, password, new)
+    try:
+        token, expires = start_session(suite, user, password, new, code)
+    except CliError as error:
+        if error.details.get("reason") != "SECOND_FACTOR_REQUIRED" or not sys.stdin.isatty():
+            raise
+        asked: str = typer.prompt("code", err=True)
+        token, expires = start_session(suite, user, password, new, asked)
     until = dt.datetime.fromtimestamp(expires, dt.UTC).isoformat(timespec="seconds")
     emit(
         {"token": token, "expires": expires},
@@ -72,7 +82,7 @@ def logout(user: User, directory: Dir = DEFAULT, as_json: Json = False) -> None:
 
 
 def start_session(
-    suite: Suite, user: str, password: str, new_password: str = ""
+    suite: Suite, user: str, password: str, new_password: str = "", code: str = ""
 ) -> tuple[str, int]:
     """Log in and keep the token in the client folder; return token and expiry (epoch seconds)."""
     from sealward.api.gateway.v1 import gateway_pb2 as gw
@@ -86,7 +96,7 @@ def start_session(
 
     with calling("logging in"), user_channel(suite, user) as channel:
         answer = SessionServiceStub(channel).Login(
-            gw.LoginRequest(user=user, password=password, new_password=new_password),
+            gw.LoginRequest(user=user, password=password, new_password=new_password, code=code),
             timeout=CALL_SECONDS,
         )
     folder = user_folder(suite, user)

@@ -19,6 +19,7 @@ from sealward.cli import (
     config,
     demo,
     doctor,
+    factor,
     healthcheck,
     infer,
     keys,
@@ -57,7 +58,8 @@ def build() -> typer.Typer:
     for name, verb in verbs.items():
         app.command(name)(verb)
     nouns = {
-        "user": user.app, "session": session.app, "access": access.app, "policy": policy.app,
+        "user": user.app, "session": session.app, "factor": factor.app, "access": access.app,
+        "policy": policy.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
         "vault": vault.app, "config": config.app,
     }  # fmt: skip

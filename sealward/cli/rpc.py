@@ -25,6 +25,8 @@ ADVICE: Mapping[str, str] = {
     "SESSION_EXPIRED": "log in again: sealward login --user NAME",
     "SESSION_CERTIFICATE_MISMATCH": "use the token with the certificate that logged in",
     "PASSWORD_CHANGE_REQUIRED": "add --new-password-file FILE",
+    "SECOND_FACTOR_REQUIRED": "add --code CODE",
+    "STEP_UP_REQUIRED": "sealward factor step-up --user NAME --code CODE",
     "POLICY_CHANGED": "see sealward policy show, then propose it again",
     "PURPOSE_REQUIRED": "name the purpose of use: --purpose TREAT",
     "PURPOSE_UNKNOWN": "use an HL7 v3 PurposeOfUse code such as TREAT",

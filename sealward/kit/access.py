@@ -62,6 +62,18 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service(
+            "sealward.api.gateway.v1.FactorService",
+            {
+                "ListFactors": _CALLERS,
+                "BeginTotp": _CALLERS,
+                "ConfirmTotp": _CALLERS,
+                "NewRecoveryCodes": _CALLERS,
+                "RemoveFactors": _CALLERS,
+                "ResetFactors": _PEOPLE,
+                "StepUp": _CALLERS,
+            },
+        ),
+        **_service(
             "sealward.api.gateway.v1.AccessService",
             {
                 "RequestAccess": _CALLERS,

@@ -83,7 +83,9 @@ EVENT_TYPES = frozenset(
     {
         "inference.predict", "model.load", "model.metadata", "model.ready", "server.metadata",
         "session.login", "session.logout", "session.list", "session.revoke",
-        "session.break-glass", "session.denied-summary", "access.request", "access.list",
+        "session.break-glass", "session.step-up", "factor.list", "factor.begin",
+        "factor.confirm", "factor.recovery", "factor.remove", "factor.reset",
+        "session.denied-summary", "access.request", "access.list",
         "access.approve", "access.deny", "access.revoke", "policy.change", "policy.diff",
         "policy.explain",
         "policy.propose", "policy.read", "policy.reject", "policy.shadow", "policy.test",

@@ -63,6 +63,32 @@ class Holder(Protocol):
         """
 
 
+class Holders:
+    """Several holders of one service as one. Each keeps keys of other tenants or purposes."""
+
+    def __init__(self, *holders: Holder) -> None:
+        self._holders = holders
+
+    def places(self, tenant: str, purpose: str) -> Sequence[str]:
+        """See Holder."""
+        return [
+            f"{number}/{place}"
+            for number, holder in enumerate(self._holders)
+            for place in holder.places(tenant, purpose)
+        ]
+
+    def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:
+        """See Holder. Places of one holder are handed over together."""
+        moved, failed = 0, list[str]()
+        for number, holder in enumerate(self._holders):
+            own = [p.partition("/")[2] for p in places if p.partition("/")[0] == str(number)]
+            if own:
+                count, bad = holder.rewrap(own, rewrap)
+                moved += count
+                failed += [f"{number}/{place}" for place in bad]
+        return moved, failed
+
+
 class HolderServicer(HolderServiceServicer):
     """HolderService over a Holder. Access by identity is checked before."""
 

@@ -83,7 +83,10 @@ class Admission:
         grants: Granted,
         limits: Limits,
         max_message_bytes: int,
+        fresh_seconds: int = 0,
     ) -> None:
+        """`fresh_seconds` is for how long a proof of the second factor counts."""
+        self._fresh = fresh_seconds
         self._sessions = sessions
         self._policy = policy
         self._grants = grants
@@ -138,6 +141,7 @@ class Admission:
             session.user, call.peer.identity.kind,
             granted=self._grants.covers(session.user_id, model, flight.purpose),
             break_glass=bool(session.break_glass), patient=bool(headers.patient),
+            second_factor=time.time() < session.second_factor + self._fresh,
         )  # fmt: skip
         flight.decision = self._policy.decide(
             session.roles, "ModelInfer", model, flight.purpose, facts

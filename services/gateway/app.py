@@ -10,7 +10,12 @@ from pathlib import Path
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
-from sealward.api.gateway.v1 import access_pb2_grpc, gateway_pb2_grpc, policy_pb2_grpc
+from sealward.api.gateway.v1 import (
+    access_pb2_grpc,
+    factor_pb2_grpc,
+    gateway_pb2_grpc,
+    policy_pb2_grpc,
+)
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
 from sealward.api.oip.v2 import open_inference_pb2_grpc
 from sealward.kit.channel import Channels
@@ -18,7 +23,7 @@ from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.grpcio_front import UnaryFront
 from sealward.kit.grpcio_upstream import BatchUpstream
-from sealward.kit.holding import HolderServicer
+from sealward.kit.holding import Holders, HolderServicer
 from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.logging import where
@@ -32,6 +37,9 @@ from services.gateway.control import ControlRecorder
 from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
+from services.gateway.factor_servicer import FactorServicer
+from services.gateway.factors.factors import Factors
+from services.gateway.factors.store import FactorStore
 from services.gateway.grants import Grants
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.oip import InferenceServicer
@@ -103,9 +111,10 @@ class Gateway:
         pool = make_pool(settings.redis_url, _secret(settings.redis_password_file))
         self._sealer = SessionSealer(pool, self._ring, log)
         self._passwords = Passwords(queue=settings.login_queue)
-        self._users = UserDirectory(
-            settings.data_dir / "users.db", self._passwords, LoginThrottle(time.monotonic)
-        )
+        throttle = LoginThrottle(time.monotonic)
+        self._users = UserDirectory(settings.data_dir / "users.db", self._passwords, throttle)
+        self._factor_store = FactorStore(settings.data_dir / "factors.db", self._ring)
+        factors = Factors(self._factor_store, throttle, time.time)
         self._store = SessionStore(
             pool, self._sealer, self._users, log,
             idle_seconds=settings.idle_seconds, life_seconds=settings.life_seconds,
@@ -120,7 +129,7 @@ class Gateway:
         )
         policy = changes.live
         self._grants = Grants(settings.data_dir / "grants.db", time.time)
-        authority = Authority(self._store, policy)
+        authority = Authority(self._store, policy, settings.step_up_seconds)
         denials = DenialLimit()
         writer = EventWriter()
         self._catalog = Catalog(inference_channels.get, settings.time_limit_seconds, log)
@@ -129,13 +138,13 @@ class Gateway:
         def audit_ready() -> bool:
             return "audit" not in health.missing
 
+        admission = Admission(
+            self._store, policy, self._grants, self._catalog, settings.max_message_bytes,
+            settings.step_up_seconds,
+        )  # fmt: skip
         self._pipeline = Pipeline(
-            self._front,
-            Admission(
-                self._store, policy, self._grants, self._catalog, settings.max_message_bytes
-            ),
-            self._inference, self._audit, writer, denials, self._catalog, log,
-            audit_ready=audit_ready, append_seconds=settings.append_seconds,
+            self._front, admission, self._inference, self._audit, writer, denials, self._catalog,
+            log, audit_ready=audit_ready, append_seconds=settings.append_seconds,
             max_response_bytes=settings.max_response_bytes, max_flights=settings.max_flights,
         )  # fmt: skip
         self._recorder = ControlRecorder(
@@ -153,7 +162,7 @@ class Gateway:
                 ),
                 (
                     gateway_pb2_grpc.add_SessionServiceServicer_to_server,
-                    SessionServicer(authority, self._users, self._store),
+                    SessionServicer(authority, self._users, self._store, factors),
                 ),
                 (
                     gateway_pb2_grpc.add_UserServiceServicer_to_server,
@@ -168,6 +177,16 @@ class Gateway:
                 (
                     policy_pb2_grpc.add_PolicyServiceServicer_to_server,
                     PolicyServicer(authority, changes, self._users, lambda: self._catalog.names),
+                ),
+                (
+                    factor_pb2_grpc.add_FactorServiceServicer_to_server,
+                    FactorServicer(
+                        authority,
+                        factors,
+                        self._users,
+                        self._store,
+                        fresh_seconds=settings.step_up_seconds,
+                    ),
                 ),
                 (
                     access_pb2_grpc.add_AccessServiceServicer_to_server,
@@ -186,7 +205,7 @@ class Gateway:
                 ),
                 (
                     add_HolderServiceServicer_to_server,
-                    HolderServicer(self._sealer, keys_channels),
+                    HolderServicer(Holders(self._sealer, self._factor_store), keys_channels),
                 ),
             ],
             fronts=[self._front],
@@ -236,6 +255,7 @@ class Gateway:
         self._users.close()
         self._policies.close()
         self._grants.close()
+        self._factor_store.close()
         for channels in self._all_channels:
             channels.close()
 

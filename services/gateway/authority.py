@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +40,11 @@ class Caller:
 class Authority:
     """Admits control calls. Thread-safe."""
 
-    def __init__(self, sessions: Sessions, policy: Policy) -> None:
+    def __init__(self, sessions: Sessions, policy: Policy, fresh_seconds: int = 0) -> None:
+        """`fresh_seconds` is for how long a proof of the second factor counts."""
         self._sessions = sessions
         self._policy = policy
+        self._fresh = fresh_seconds
 
     def admit(self, context: Any, model: str = "") -> Caller:
         """Return the caller of a handler; raise what stands against the call.
@@ -53,13 +56,13 @@ class Authority:
         if call.peer.identity.kind == "admin":
             decision = Decision(True, ADMINISTRATOR_RULE, self._policy.digest)
             return note(call, Caller(call.peer.identity, None, decision))
-        name = token_hash(bearer_token(call.metadata))
+        name = bearer_name(context)
         spki = call.peer.spki_sha256
         session = self._sessions.find(name, spki) or self._sessions.load(name, spki)
         caller = note(call, Caller(call.peer.identity, session))
         headers = read_headers(call.metadata)
         rpc = call.method.rsplit("/", 1)[1]
-        facts = _facts(call.peer.identity, session, headers.patient)
+        facts = self._facts(call.peer.identity, session, headers.patient)
         decision = self._policy.decide(session.roles, rpc, model, headers.purpose, facts)
         caller = note(call, Caller(call.peer.identity, session, decision, headers))
         if not decision.permitted:
@@ -73,14 +76,22 @@ class Authority:
         session = caller.session
         if session is None:
             return False
-        facts = _facts(caller.identity, session)
+        facts = self._facts(caller.identity, session)
         return self._policy.decide(session.roles, rpc, "", "", facts).permitted
 
+    def _facts(self, identity: Identity, session: Session, patient: str = "") -> Facts:
+        return Facts(
+            session.user,
+            identity.kind,
+            break_glass=bool(session.break_glass),
+            patient=bool(patient),
+            second_factor=time.time() < session.second_factor + self._fresh,
+        )
 
-def _facts(identity: Identity, session: Session, patient: str = "") -> Facts:
-    return Facts(
-        session.user, identity.kind, break_glass=bool(session.break_glass), patient=bool(patient)
-    )
+
+def bearer_name(context: Any) -> str:
+    """Return the store's name of the token that a handler's call carries; raise SESSION_MISSING."""
+    return token_hash(bearer_token(call_of(context).metadata))
 
 
 def note(call: ControlCall, caller: Caller) -> Caller:

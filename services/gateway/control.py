@@ -32,6 +32,7 @@ from services.gateway.pipeline import audit_lost, receipt_trailers
 _OIP = "/inference.GRPCInferenceService/"
 _SESSION = "/sealward.api.gateway.v1.SessionService/"
 _USER = "/sealward.api.gateway.v1.UserService/"
+_FACTOR = "/sealward.api.gateway.v1.FactorService/"
 _ACCESS = "/sealward.api.gateway.v1.AccessService/"
 _POLICY = "/sealward.api.gateway.v1.PolicyService/"
 _LOG = "/sealward.api.gateway.v1.LogService/"
@@ -56,6 +57,13 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_USER}DisableUser": "user.disable",
         f"{_USER}ListUsers": "user.list",
         f"{_USER}IssueUserCertificate": "user.certificate",
+        f"{_FACTOR}ListFactors": "factor.list",
+        f"{_FACTOR}BeginTotp": "factor.begin",
+        f"{_FACTOR}ConfirmTotp": "factor.confirm",
+        f"{_FACTOR}NewRecoveryCodes": "factor.recovery",
+        f"{_FACTOR}RemoveFactors": "factor.remove",
+        f"{_FACTOR}ResetFactors": "factor.reset",
+        f"{_FACTOR}StepUp": "session.step-up",
         f"{_ACCESS}RequestAccess": "access.request",
         f"{_ACCESS}ListAccess": "access.list",
         f"{_ACCESS}ApproveAccess": "access.approve",

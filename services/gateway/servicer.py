@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,11 @@ from sealward.tlog.receipt import format_receipt
 from services.gateway import events
 from services.gateway.authority import Authority, Caller, deadline_of, note
 from services.gateway.control import UNDO
+from services.gateway.factors.factors import Factors
 from services.gateway.remote import ask
 from services.gateway.session import Session
 from services.gateway.sessions import SessionStore
-from services.gateway.users import UserDirectory
+from services.gateway.users import User, UserDirectory
 
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_PASSWORD = 1024
@@ -39,10 +41,17 @@ _MOST_SIZES = 1024
 class SessionServicer(pb_grpc.SessionServiceServicer):
     """Login, logout, and the sessions of others."""
 
-    def __init__(self, authority: Authority, users: UserDirectory, store: SessionStore) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        users: UserDirectory,
+        store: SessionStore,
+        factors: Factors,
+    ) -> None:
         self._authority = authority
         self._users = users
         self._store = store
+        self._factors = factors
 
     def Login(self, request: pb.LoginRequest, context: Any) -> pb.LoginResponse:
         """Log a user in. The certificate has to be the user's own."""
@@ -57,15 +66,31 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
                 raise SealwardError(
                     Reason.FIELD_INVALID, f"at most {_LONGEST_PASSWORD} characters", field=field
                 )
-        user = self._users.authenticate(request.user, request.password, request.new_password)
+        proven = 0
+
+        def second(user: User) -> None:
+            nonlocal proven
+            if not self._factors.enrolled(user.user_id):
+                return
+            if not request.code:
+                raise SealwardError(
+                    Reason.SECOND_FACTOR_REQUIRED, "the user has a second factor", field="code"
+                )
+            self._factors.prove(user.user_id, user.name, request.code)
+            proven = int(time.time())
+
+        user = self._users.authenticate(
+            request.user, request.password, request.new_password, second
+        )
         generation = user.generation
         if request.new_password:
             # Whoever knew the old password may have a session.
             self._store.end_all(user.user_id)
             generation += 1
         token, session = self._store.create(
-            user.user_id, user.name, user.roles, call.peer.spki_sha256, generation
-        )
+            user.user_id, user.name, user.roles, call.peer.spki_sha256, generation,
+            second_factor=proven,
+        )  # fmt: skip
         note(call, Caller(identity, session))
         call.attributes[UNDO] = lambda: self._store.end(session)
         return pb.LoginResponse(

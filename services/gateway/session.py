@@ -27,7 +27,7 @@ class Session:
     (DER SPKI, 32 bytes). `created` and `expires` are seconds since the epoch. `generation` is the
     user's at login: it rises when all sessions of a user end. `break_glass` is the reason code of a
     session that was opened by breaking the glass, and `patient` then marks the one patient that it
-    is for (emergency.py).
+    is for (emergency.py). `second_factor` is when a second factor was last proven, 0 for never.
     """
 
     session_id: str
@@ -40,6 +40,7 @@ class Session:
     generation: int = 0
     break_glass: str = ""
     patient: str = ""
+    second_factor: int = 0
 
     def encode(self) -> bytes:
         """Write the session as JSON. The result is sealed before it leaves the process."""

@@ -22,6 +22,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import redis
@@ -199,6 +200,7 @@ class SessionStore:
         break_glass: str = "",
         patient: str = "",
         life_seconds: int | None = None,
+        second_factor: int = 0,
     ) -> tuple[str, Session]:
         """Make a session; return its token and the session.
 
@@ -217,6 +219,7 @@ class SessionStore:
             *(session_id, user_id, user, tuple(roles), spki, now, now + life, generation),
             break_glass,
             patient_mark(session_id, patient) if break_glass else "",
+            second_factor,
         )
         sealed = self._sealer.seal(session.encode(), name)
         gone = session.expires + _LINGER_SECONDS
@@ -228,6 +231,17 @@ class SessionStore:
             pipe.expireat(_BY_USER + user_id, gone)
             self._run(pipe.execute)
         return token, session
+
+    def prove(self, name: str, session: Session, when: int) -> None:
+        """Note in a session when its second factor was proven, seconds since the epoch.
+
+        Raise SESSION_INVALID when it ended meanwhile: it is not brought back.
+        """
+        sealed = self._sealer.seal(replace(session, second_factor=when).encode(), name)
+        done = self._run(lambda: self._redis.set(PREFIX + name, sealed, xx=True, keepttl=True))
+        self._drop(lambda known: known.session_id == session.session_id)
+        if not done:
+            raise SealwardError(Reason.SESSION_INVALID, "the session token is not known")
 
     def end(self, session: Session) -> bool:
         """End one session; return whether it was still there."""

@@ -30,6 +30,8 @@ class GatewaySettings(ServiceSettings):
     """A session ends after this long without a call."""
     life_seconds: int = Field(default=8 * 3600, ge=60, le=7 * 86400)
     """A session ends after this long whatever happens."""
+    step_up_seconds: int = Field(default=900, ge=30, le=86400)
+    """A proof of the second factor counts as fresh for this long."""
     break_glass_seconds: int = Field(default=1800, ge=60, le=4 * 3600)
     """A session that was opened by breaking the glass ends after this long."""
     time_limit_seconds: float = Field(default=10.0, gt=0, le=3600)

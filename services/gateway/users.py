@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,8 +189,17 @@ class UserDirectory:
                 "UPDATE user SET generation = generation + 1 WHERE user_id = ?", (user_id,)
             )
 
-    def authenticate(self, name: str, password: str, new_password: str = "") -> User:
+    def authenticate(
+        self,
+        name: str,
+        password: str,
+        new_password: str = "",
+        second: Callable[[User], None] = lambda _user: None,
+    ) -> User:
         """Check a password, and change it when a new one is given.
+
+        `second` checks what else this user has to show: it is called when the password is right and
+        before anything changes, and raises what stands against the login.
 
         Raises LOGIN_FAILED, the same and after the same work, for an unknown or disabled user and
         for a wrong password; RATE_LIMITED; OVERLOADED; PASSWORD_CHANGE_REQUIRED when the password
@@ -204,6 +213,7 @@ class UserDirectory:
             raise SealwardError(Reason.LOGIN_FAILED, "user name or password is wrong")
         self._throttle.succeeded(name)
         user = _user(row)
+        second(user)
         if new_password:
             check_new(new_password, "new_password", old=password)
         elif user.one_time:

