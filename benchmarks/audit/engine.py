@@ -96,7 +96,7 @@ def candidate(size: int = _ENTRY_BYTES) -> Candidate:
     row = Row(
         event_id, time.time_ns(), "inference.predict", "ok", "OK", "", "dr-smith", "user", "5e55",
         1, "TREAT", 0, secrets.token_hex(16), "breast-cancer", "1", "", "", "gateway", 1,
-        event_id, "9a3f51c2", 0, "",
+        event_id, event_id[:8], b"", "9a3f51c2", 0, "",
     )  # fmt: skip
     prefix = leaf_prefix(event_id, bytes(32))
     text = secrets.token_bytes(size - len(prefix) - 73)

@@ -258,7 +258,8 @@ def _row_of_shape(
     known = shape.rows.get(who)
     if known is None:
         known = shape.rows[who] = row_of(event_id, span, {**span.values, **said})
-    return Row._make((event_id, span.start, *known[2:_TRACE], span.trace_id, *known[_TRACE + 1 :]))
+    ids = (span.trace_id, span.span_id, span.parent_id)
+    return Row._make((event_id, span.start, *known[2:_TRACE], *ids, *known[_TRACE + 3 :]))
 
 
 def _event_id(value: AttributeValue | None) -> bytes | None:

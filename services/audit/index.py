@@ -17,8 +17,8 @@ class Row(NamedTuple):
     """One event. Ids are opaque; `patient` is the keyed pseudonym, or empty.
 
     `time` is the start of the span in nanoseconds since the epoch. The numbers are 0 where the
-    event has none; `break_glass` is 0 or 1; `counted` is how many things a summary stands for. The
-    columns of a backend have these names and order.
+    event has none; `break_glass` is 0 or 1; `counted` is how many things a summary stands for;
+    `parent_id` is empty for a root span. The columns of a backend have these names and order.
     """
 
     event_id: bytes
@@ -41,6 +41,8 @@ class Row(NamedTuple):
     producer: str
     producer_seq: int
     trace_id: bytes
+    span_id: bytes
+    parent_id: bytes
     instance: str
     counted: int
     data_category: str
@@ -67,6 +69,7 @@ class Query:
     reason: str | None = None
     session: str | None = None
     producer: str | None = None
+    instance: str | None = None
     trace_id: bytes | None = None
     break_glass: bool = False
     since: int = 0
@@ -116,7 +119,7 @@ class TableDigest:
     """SHA-256 over rows in the order of the log: the same for every backend and every rebuild."""
 
     def __init__(self) -> None:
-        self._hash = sha256(b"sealward/audit-index/v3\n")
+        self._hash = sha256(b"sealward/audit-index/v4\n")
 
     def add(self, index: int, row: Row) -> None:
         """Add one row; each field with its length, so that none can run into the next."""

@@ -18,6 +18,7 @@ def where(query: Query, mark: str = "?") -> tuple[str, list[Value]]:
         ("model", query.model),
         ("session", query.session),
         ("producer", query.producer),
+        ("instance", query.instance),
         ("purpose", query.purpose),
         ("reason", query.reason),
     ):

@@ -22,7 +22,7 @@ from services.audit.store import StoreError
 
 T = TypeVar("T")
 
-_VERSION = 2
+_VERSION = 3
 _COLUMNS = ", ".join(Row._fields)
 _BREAK_GLASS = Row._fields.index("break_glass")
 _BEGIN = """

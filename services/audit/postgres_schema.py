@@ -14,11 +14,12 @@ from psycopg import sql
 from sealward.kit.errors import StartupError
 from services.audit.index import Row
 
-VERSION = 1
+VERSION = 2
 _INTEGERS = ("time", "caller_seq", "producer_seq", "counted")
 _TYPES = {
     **dict.fromkeys(_INTEGERS, "bigint"),
-    "break_glass": "boolean", "event_id": "bytea", "trace_id": "bytea",
+    **dict.fromkeys(("event_id", "trace_id", "span_id", "parent_id"), "bytea"),
+    "break_glass": "boolean",
 }  # fmt: skip
 _COLUMNS = ",\n  ".join(f"{name} {_TYPES.get(name, 'text')} NOT NULL" for name in Row._fields)
 # A row is a batch, as in sqlite_store.py. Sealed entries do not compress: EXTERNAL saves the try.
@@ -56,6 +57,12 @@ CREATE INDEX events_by_actor ON events (log, actor, idx) WHERE actor != '';
 CREATE INDEX events_by_model ON events (log, model, idx) WHERE model != '';
 CREATE INDEX events_by_refusal ON events (log, outcome, idx) WHERE outcome != 'ok';
 CREATE INDEX events_by_break_glass ON events (log, idx) WHERE break_glass;
+""",
+    # A new schema has them from its first step; index_state tells who fills them.
+    """
+ALTER TABLE events
+  ADD COLUMN IF NOT EXISTS span_id bytea NOT NULL DEFAULT '',
+  ADD COLUMN IF NOT EXISTS parent_id bytea NOT NULL DEFAULT '';
 """,
 )
 # What is in the log is never changed or removed: the role of the service could not if it wanted.

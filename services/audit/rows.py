@@ -57,6 +57,8 @@ def row_of(event_id: bytes, span: FilteredSpan, values: Mapping[str, AttributeVa
         producer,
         _number(get(names.PRODUCER_SEQ)),
         span.trace_id,
+        span.span_id,
+        span.parent_id,
         instance,
         _number(get(names.COUNT)),
         data_category,

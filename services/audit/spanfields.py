@@ -35,13 +35,15 @@ class SpanError(ValueError):
 class FixedFields(NamedTuple):
     """What stands before the span's name and after it, written anew, and what was read of it.
 
-    `start` is in nanoseconds since the epoch; `failed` is what the status says.
+    `parent_id` is empty for a root span; `start` is in nanoseconds since the epoch; `failed` is
+    what the status says.
     """
 
     before: bytes
     after: bytes
     trace_id: bytes
     span_id: bytes
+    parent_id: bytes
     start: int
     failed: bool
 
@@ -90,9 +92,10 @@ def read_fixed(raw: list[bytes]) -> FixedFields:
     span_id = _identifier(found, _SPAN_ID, "span.span_id")
     if not any(trace_id) or not any(span_id):
         raise SpanError("trace id and span id must not be zero", "span.trace_id")
-    parent = b""
+    parent = parent_id = b""
     if found.get(_PARENT_ID):
-        parent = b"\x22\x08" + _identifier(found, _PARENT_ID, "span.parent_span_id")
+        parent_id = _identifier(found, _PARENT_ID, "span.parent_span_id")
+        parent = b"\x22\x08" + parent_id
     start, end = _number(found, _START), _number(found, _END)
     if not 0 < start <= end < 1 << 63:
         raise SpanError(
@@ -111,7 +114,12 @@ def read_fixed(raw: list[bytes]) -> FixedFields:
     if _FLAGS in found:
         after += b"\x85\x01" + (_number(found, _FLAGS) & _KNOWN_FLAGS).to_bytes(4, "little")
     before = b"\x0a\x10" + trace_id + b"\x12\x08" + span_id + parent
-    return FixedFields(before, after, trace_id, span_id, start, failed)
+    return FixedFields(before, after, trace_id, span_id, parent_of(parent_id), start, failed)
+
+
+def parent_of(span_id: bytes | None) -> bytes:
+    """Return a parent's span id; empty for none, and for the zeroes that stand for none."""
+    return span_id if span_id is not None and any(span_id) else b""
 
 
 def _identifier(found: dict[int, bytes | int], number: int, field: str) -> bytes:

@@ -22,7 +22,7 @@ from sealward.kit import attributes as names
 from sealward.kit.spans import AttributeValue
 from sealward.kit.wire import WireError, string_field
 from services.audit.spanattributes import AttributeReader
-from services.audit.spanfields import SpanError, next_field, read_fixed
+from services.audit.spanfields import SpanError, next_field, parent_of, read_fixed
 
 OTHER_SPAN = "otel.span"
 """The event type of a span that carries none: a step inside a call, not an event of its own."""
@@ -36,7 +36,7 @@ _SEEN = 65_536
 # The fields before the attributes as SpanHead (kit/spans.py) and every protobuf library write them:
 # ids, flags (in the former), name, kind, times. A name in these letters cannot hold what follows.
 _HEAD = re.compile(
-    rb"\x0a\x10(?P<trace>.{16})\x12\x08(?P<span>.{8})(?:\x22\x08.{8})?"
+    rb"\x0a\x10(?P<trace>.{16})\x12\x08(?P<span>.{8})(?:\x22\x08(?P<parent>.{8}))?"
     rb"(?P<flags>\x85\x01.[\x00-\x03]\x00\x00)?"
     rb"(?P<name>\x2a[\x03-\x7f][a-z.-]+)\x30[\x00-\x05]\x39(?P<start>.{8})\x41(?P<end>.{8})",
     re.DOTALL,
@@ -71,15 +71,16 @@ class Shape:
 class FilteredSpan(NamedTuple):
     """A span that passed. `body` is its serialised form; `values` its attributes by name.
 
-    Times are nanoseconds since the epoch. `dropped` counts attributes that did not pass. `failed`
-    is what its status says. `shape` is there when another span with the same attributes was seen;
-    its values are shared and must not be changed.
+    Times are nanoseconds since the epoch; a root span has no `parent_id`. `dropped` counts
+    attributes that did not pass. `failed` is what its status says. `shape` is there when another
+    span with the same attributes was seen; its values are shared and must not be changed.
     """
 
     body: bytes
     values: dict[str, AttributeValue]
     trace_id: bytes
     span_id: bytes
+    parent_id: bytes
     start: int
     event_type: str
     failed: bool
@@ -122,8 +123,9 @@ class SpanFilter:
             end = int.from_bytes(head["end"], "little")
             if any(trace_id) and any(span_id) and 0 < start <= end < 1 << 63:
                 return FilteredSpan(
-                    head[0] + shape.fields, shape.values, trace_id, span_id, start,
-                    shape.event_type, shape.failed, shape.dropped, shape,
+                    head[0] + shape.fields, shape.values, trace_id, span_id,
+                    parent_of(head["parent"]), start, shape.event_type, shape.failed,
+                    shape.dropped, shape,
                 )  # fmt: skip
         rest, values, parts, dropped = self._attributes.read(span, begin)
         event_type = values.get(names.EVENT_TYPE, OTHER_SPAN)
@@ -139,15 +141,16 @@ class SpanFilter:
                 fields = b"".join((*parts, tail[0]))
                 failed = tail["code"] == _ERROR
                 found = FilteredSpan(
-                    head[0] + fields, values, trace_id, span_id, start, event_type, failed, dropped
-                )
+                    head[0] + fields, values, trace_id, span_id, parent_of(head["parent"]), start,
+                    event_type, failed, dropped,
+                )  # fmt: skip
                 self._remember(span[begin:], Shape(found, name, fields, flags=bool(tail["flags"])))
                 return found
         fixed = read_fixed([*_split(span[:begin]), *rest])
         body = b"".join((fixed.before, name, fixed.after, *parts))
         return FilteredSpan(
-            body, values, fixed.trace_id, fixed.span_id, fixed.start, event_type, fixed.failed,
-            dropped,
+            body, values, fixed.trace_id, fixed.span_id, fixed.parent_id, fixed.start, event_type,
+            fixed.failed, dropped,
         )  # fmt: skip
 
     def _remember(self, tail: bytes, shape: Shape) -> None:

@@ -212,6 +212,8 @@ def row(number: int, **changes: Any) -> Row:
     values |= {
         "event_id": number.to_bytes(16, "big"),
         "trace_id": bytes([number % 3]) * 16,
+        "span_id": number.to_bytes(8, "big"),
+        "parent_id": bytes([number % 3]) * (8 if number % 3 else 0),
         "time": 1_790_000_000_000_000_000 + number,
         "type": ("inference.predict", "session.login", "inferences")[number % 3],
         "outcome": ("ok", "denied", "failed")[number % 3],
@@ -243,6 +245,7 @@ QUERIES = [
     Query(session="session-0"),
     Query(producer="producer-1"),
     Query(trace_id=b"\1" * 16),
+    Query(producer="producer-1", instance="instance-1"),
     Query(break_glass=True),
     Query(since=1_790_000_000_000_000_030, until=1_790_000_000_000_000_040),
     Query(before_index=50, limit=3),

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from sealward.kit import attributes as names
 from sealward.kit.errors import SealwardError
+from sealward.kit.spans import SpanHead, TraceParent
 from services.audit.sqlite_index import SqliteIndex
 from tests.support.audit_suite import GATEWAY, WORKLOAD, Ring, Suite, open_suite, span_bytes
 from tests.support.inference_suite import until
@@ -34,8 +36,10 @@ def test_a_row_has_all_that_is_asked_for(suite: Suite) -> None:
     filled(suite)
     row = suite.rows.row(0)
     assert row is not None
-    assert row._replace(event_id=b"", trace_id=b"")._asdict() == {
-        "event_id": b"", "trace_id": b"", "time": 1_790_000_000_000_000_000,
+    assert len(row.span_id) == 8
+    assert row._replace(event_id=b"", trace_id=b"", span_id=b"")._asdict() == {
+        "event_id": b"", "trace_id": b"", "span_id": b"", "parent_id": b"",
+        "time": 1_790_000_000_000_000_000,
         "type": "inference.predict", "outcome": "ok", "code": "OK", "reason": "X",
         "actor": "dr-smith", "actor_kind": "user", "session": "5e55", "caller_seq": 7,
         "purpose": "TREAT", "break_glass": 1, "patient": suite.index.pseudonym("p1"),
@@ -111,3 +115,24 @@ def test_an_index_that_stands_still_is_seen(suite: Suite) -> None:
     suite.indexer.wait(3)
     until(lambda: suite.indexer.stalled == 0)
     assert suite.indexer.behind == 0
+
+
+def test_a_row_knows_the_span_and_its_parent(suite: Suite) -> None:
+    parent = TraceParent(b"t" * 16, b"parent--")
+    nobody = TraceParent(b"t" * 16, bytes(8))
+    spans = [
+        SpanHead("otel.span").build(n, n, [], parent=p, span_id=b"%8d" % n)
+        for n, p in ((1, parent), (2, nobody), (3, None), (4, parent), (5, None))
+    ]
+    # Written in another order than our own spans, and alike ones.
+    odd = Span.FromString(spans[0])
+    odd.span_id, odd.name = b"odd-----", "any name"
+    bodies = [*spans, odd.SerializeToString()]
+    suite.log.append([suite.maker.exported(body, GATEWAY) for body in bodies])
+    rows = [row for _, row in suite.query(oldest_first=True)]
+    assert [row.span_id for row in rows] == [*(b"%8d" % n for n in (1, 2, 3, 4, 5)), b"odd-----"]
+    assert [row.parent_id for row in rows] == [
+        b"parent--", b"", b"", b"parent--", b"", b"parent--"
+    ]  # fmt: skip
+    before = suite.rows.digest()
+    assert suite.indexer.rebuild() == before

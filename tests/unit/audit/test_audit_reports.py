@@ -21,7 +21,7 @@ NIGHT = NOW + DAY + 3 * 3600 * SECOND
 
 EMPTY = Row(
     b"", 0, "inference.predict", "ok", "OK", "", "", "user", "", 0, "", 0, "", "", "", "", "", "",
-    0, b"", "", 0, "",
+    0, b"", b"", b"", "", 0, "",
 )  # fmt: skip
 
 
