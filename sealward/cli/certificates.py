@@ -44,30 +44,18 @@ def read_material(folder: Path) -> Material | None:
         return None
 
 
-def is_fresh(suite: Suite, material: Material) -> bool:
-    """Whether a certificate needs no renewal yet.
-
-    Before half of its life; with the trust bundle as it is now; of the authority that signs.
-    """
-    try:
-        bundle = suite.bundle_file.read_bytes()
-    except OSError:
-        bundle = material.bundle_pem
-    return time.time() < material.half_life and material.bundle_pem == bundle and material.current
-
-
-def ensure_admin(suite: Suite, timeout: float = ENROLL_SECONDS, *, anew: bool = False) -> Material:
-    """Return the administrator's certificate, enrolled anew when that is due, or asked for."""
+def ensure_admin(suite: Suite, timeout: float = ENROLL_SECONDS) -> Material:
+    """Return the administrator's certificate, enrolled anew when past half of its life."""
     found = read_material(suite.admin)
-    if found is not None and is_fresh(suite, found) and not anew:
+    if found is not None and time.time() < found.half_life:
         return found
     with _one_at_a_time(suite.run / "admin.lock"):
-        return _enroll_admin(suite, timeout, anew=anew)
+        return _enroll_admin(suite, timeout)
 
 
-def _enroll_admin(suite: Suite, timeout: float, *, anew: bool) -> Material:
+def _enroll_admin(suite: Suite, timeout: float) -> Material:
     found = read_material(suite.admin)
-    if found is not None and is_fresh(suite, found) and not anew:
+    if found is not None and time.time() < found.half_life:
         return found
     try:
         material = enroll(suite.enroll_dir, "admin", timeout)
@@ -150,9 +138,9 @@ def client_folders(suite: Suite) -> Iterator[Path]:
 
 
 def renew_clients(
-    suite: Suite, stub: Callable[[], UserServiceStub], *, anew: bool = False
+    suite: Suite, stub: Callable[[], UserServiceStub]
 ) -> tuple[list[str], list[str], float]:
-    """Renew what is due (is_fresh), or everything.
+    """Renew what is past half of its life.
 
     Return the users renewed, those refused (disabled, say), and when (seconds since the epoch) the
     next one is due. `stub` is called when there is anything to renew.
@@ -164,7 +152,7 @@ def renew_clients(
     next_due = time.time() + 86400.0
     for folder in client_folders(suite):
         found = read_material(folder)
-        if found is None or anew or not is_fresh(suite, found):
+        if found is None or time.time() >= found.half_life:
             try:
                 found = issue_client(suite, stub(), folder.name)
             except (grpc.RpcError, StartupError, OSError):

@@ -121,6 +121,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service("sealward.api.audit.v1.ExportService", {"ExportEvents": _ADMIN}),
+        **_service("sealward.api.audit.v1.ReconcileService", {"ReadTrail": _ADMIN}),
         **_service(
             "sealward.api.audit.v1.LogAdminService",
             dict.fromkeys(
@@ -182,10 +183,6 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "ConfirmRewrap": _HOLDERS,
                 "RetireKey": _ADMIN,
             },
-        ),
-        **_service(
-            "sealward.api.keys.v1.AuthorityService",
-            dict.fromkeys(("GetAuthority", "RotateAuthority", "RenewCertificates"), _ADMIN),
         ),
         **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN}),
         **_service(

@@ -11,6 +11,7 @@ from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from sealward.api.audit.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
 from sealward.api.audit.v1.logs_pb2_grpc import add_LogAdminServiceServicer_to_server
+from sealward.api.audit.v1.reconcile_pb2_grpc import add_ReconcileServiceServicer_to_server
 from sealward.api.audit.v1.review_pb2_grpc import add_ReviewServiceServicer_to_server
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.kit.channel import Channels
@@ -35,6 +36,7 @@ from services.audit.lifecycle import Lifecycle
 from services.audit.metrics import AuditMetrics
 from services.audit.producers import Gap, Producers
 from services.audit.pump import AppendPump
+from services.audit.reconciling import ReconcileServicer
 from services.audit.retention import SteadyClock
 from services.audit.reviewing import ReviewServicer
 from services.audit.rollover import Rollover
@@ -140,6 +142,7 @@ class AuditApp:
                     HolderServicer(self._lifecycle.holder, self._channels),
                 ),
                 (add_ReviewServiceServicer_to_server, ReviewServicer(self._shards)),
+                (add_ReconcileServiceServicer_to_server, ReconcileServicer(self._shards)),
                 (_add_ingest, TraceIngest(self._committer, maker, metrics)),
             ],
             fronts=[front],

@@ -41,6 +41,7 @@ _TYPES: Mapping[str, str] = {
     f"{_AUDIT}/GetReceipt": "log.receipt",
     f"{_AUDIT}/GetConsistency": "log.consistency",
     "/sealward.api.audit.v1.ExportService/ExportEvents": "audit.export",
+    "/sealward.api.audit.v1.ReconcileService/ReadTrail": "audit.reconcile",
     f"{_REVIEW}/ReportDisclosures": "audit.report",
     f"{_REVIEW}/SuspendAccounting": "audit.suspend",
     f"{_REVIEW}/ListBreakGlass": "audit.report",

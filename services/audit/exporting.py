@@ -9,8 +9,6 @@ that does not take one in time is cut off, and so is an export that takes more t
 from __future__ import annotations
 
 import re
-import threading
-import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +28,11 @@ from services.audit.rows import RowReader
 from services.audit.shard import Shard
 from services.audit.shards import Shards
 from services.audit.store import StoreError
+from services.audit.streaming import MOST_SECONDS, STALL_SECONDS, Streams
 
 FORMS = ("fhir", "csv", "bundle")
 MOST_EVENTS = 1_000_000
 MOST_IDS = 1000
-STALL_SECONDS = 30.0
-MOST_SECONDS = 3600.0
 _AT_ONCE = 2
 _PART_BYTES = 512 << 10
 _PAGE = 10_000
@@ -65,9 +62,7 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
         most_seconds: float = MOST_SECONDS,
     ) -> None:
         self._shards = shards
-        self._most = most_seconds
-        self._stall = stall_seconds
-        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+        self._streams = Streams("export", _AT_ONCE, stall_seconds, most_seconds)
         self._rows = RowReader()
 
     def ExportEvents(
@@ -75,12 +70,11 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
     ) -> Iterator[export_pb2.ExportEventsResponse]:
         """See export.proto."""
         left = call_of(context).attributes
-        ends = time.monotonic() + self._most
         _check(request)
         left[names.TARGET] = described(request)
         if request.query.patient:
             left[names.PATIENT_REFERENCE] = request.query.patient
-        self._take_slot(context)
+        ends = self._streams.enter(context)
         try:
             parts = self._chosen(request)
             total = sum(len(part.entries) for part in parts)
@@ -93,38 +87,16 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
                 )
                 for part in parts
             ]
-            yield from self._watched(
+            yield from self._streams.watched(
                 context, export_pb2.ExportEventsResponse(total=total, logs=logs)
             )
             for events in self._events(parts, identified=request.identified):
-                if time.monotonic() > ends:
-                    raise SealwardError(
-                        Reason.DEADLINE_EXCEEDED, "the export takes too long: narrow the time"
-                    )
-                yield from self._watched(context, export_pb2.ExportEventsResponse(events=events))
+                self._streams.check(ends)
+                yield from self._streams.watched(
+                    context, export_pb2.ExportEventsResponse(events=events)
+                )
         except (StoreError, IndexFailedError):
             raise _unavailable("the audit log cannot be read") from None
-
-    def _take_slot(self, context: grpc.ServicerContext) -> None:
-        if not self._slots.acquire(blocking=False):
-            raise SealwardError(Reason.OVERLOADED, "other exports are under way", retry_after=5.0)
-        # Called when the call ends, however it does; False when it has ended already.
-        if not context.add_callback(self._slots.release):
-            self._slots.release()
-            raise SealwardError(Reason.CANCELLED, "the call has ended")
-
-    def _watched(
-        self, context: grpc.ServicerContext, response: export_pb2.ExportEventsResponse
-    ) -> Iterator[export_pb2.ExportEventsResponse]:
-        """Hand out a part; end the call when it is not taken in time."""
-        timer = threading.Timer(self._stall, context.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            # Comes back when the part was sent: flow control holds it while nobody reads.
-            yield response
-        finally:
-            timer.cancel()
 
     def _chosen(self, request: export_pb2.ExportEventsRequest) -> list[_Part]:
         if request.event_ids:

@@ -6,7 +6,7 @@ reading all of it: the root over what was read is the one of the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from sealward.kit.errors import SealwardError
@@ -39,12 +39,26 @@ def scan(shard: Shard, query: Query, alive: Callable[[], bool]) -> Scanned:
 
     `alive` is asked now and then whether anybody still waits.
     """
-    size, _ = shard.log.head
+    result = Scanned(shard.origin, shard.log.head[0], b"")
+    for place, row in read_whole(shard, result, alive):
+        if row is not None and matches(row, query):
+            result.found.append(Found(shard.origin, place, row))
+    result.found.reverse()
+    return result
+
+
+def read_whole(
+    shard: Shard, result: Scanned, alive: Callable[[], bool]
+) -> Iterator[tuple[int, Row | None]]:
+    """Yield what each entry of a log is about, None for one that is no event; raise as `scan`.
+
+    `result` says how many there are; its root and differences are there when all were taken.
+    """
+    size = result.entries
     shard.indexer.wait(size)
     reader = RowReader()
     # Only the edge is needed: full tiles are never asked for again.
     tree = TiledTree(lambda _tile: b"", cached=1)
-    result = Scanned(shard.origin, size, b"")
     for start in range(0, size, _READ_ENTRIES):
         if not alive():
             raise SealwardError(Reason.CANCELLED, "nobody waits for the answer any more")
@@ -57,14 +71,11 @@ def scan(shard: Shard, query: Query, alive: Callable[[], bool]) -> Scanned:
             row = _row(shard, reader, leaf)
             if row != known.pop(place, None):
                 result.differences += 1
-            if row is not None and matches(row, query):
-                result.found.append(Found(shard.origin, place, row))
+            yield place, row
         result.differences += sum(start <= place < start + len(leaves) for place in known)
     result.root = tree.root()
     if result.root != shard.log.root(size):
         raise StoreBrokenError("the entries read do not give the root of the log")
-    result.found.reverse()
-    return result
 
 
 def matches(row: Row, query: Query) -> bool:
@@ -78,6 +89,7 @@ def matches(row: Row, query: Query) -> bool:
         (query.reason, row.reason),
         (query.session, row.session),
         (query.producer, row.producer),
+        (query.instance, row.instance),
         (query.trace_id, row.trace_id),
     )
     if any(asked is not None and asked != value for asked, value in wanted):

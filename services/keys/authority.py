@@ -86,15 +86,19 @@ class EmbeddedAuthority:
         if self._certificate.not_valid_after_utc <= clock():
             raise StartupError("the certificate authority in the keystore has expired")
         self._key = key
-        others = [c for c in reversed(certificates) if c is not self._certificate]
         self._bundle = b"".join(
-            c.public_bytes(serialization.Encoding.PEM) for c in (self._certificate, *others)
+            c.public_bytes(serialization.Encoding.PEM) for c in reversed(certificates)
         )
 
     @property
     def bundle_pem(self) -> bytes:
-        """The certificates to trust: the one that signs, then the others, newest first."""
+        """The certificates to trust, newest first."""
         return self._bundle
+
+    @property
+    def issuer_key_id(self) -> bytes:
+        """The subject key identifier of the certificate that signs."""
+        return self._issuer.digest
 
     @property
     def _issuer(self) -> x509.SubjectKeyIdentifier:
@@ -152,11 +156,16 @@ class KeystoreAuthority:
 
     @property
     def bundle_pem(self) -> bytes:
-        """The certificates to trust, the one that signs first."""
+        """The certificates to trust, newest first."""
         return self._now.bundle_pem
 
+    @property
+    def issuer_key_id(self) -> bytes:
+        """The subject key identifier of the certificate that signs."""
+        return self._now.issuer_key_id
+
     def authorities(self) -> list[TrustedAuthority]:
-        """The authorities, the one that signs first."""
+        """The authorities, newest first."""
         content = self._keystore.content
         found = [
             TrustedAuthority(
@@ -167,8 +176,7 @@ class KeystoreAuthority:
             )
             for place, a in enumerate(content.authorities)
         ]
-        found.insert(0, found.pop(content.issuing))
-        return [found[0], *reversed(found[1:])]
+        return found[::-1]
 
     def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
         """Sign a leaf; raise CERTIFICATE_REQUEST_INVALID."""

@@ -19,6 +19,7 @@ from sealward.cli.audit import (
     hold,
     logs,
     prove,
+    reconcile,
     reindex,
     review,
     verify,
@@ -37,6 +38,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
     "export": export.export,
     "explain": explain.explain,
     "verify": verify.verify,
+    "reconcile": reconcile.reconcile,
     "reindex": reindex.reindex,
 }
 for _name, _verb in _VERBS.items():

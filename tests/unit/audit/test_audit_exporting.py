@@ -216,7 +216,7 @@ def test_who_never_reads_is_cut_off_and_holds_nothing(shards: Shards) -> None:
         next(idle[1])
         assert serving.reason() == Reason.OVERLOADED.name
         # Both are cut off before anybody reads on.
-        until(lambda: serving.servicer._slots._value == 2)
+        until(lambda: serving.servicer._streams._slots._value == 2)
         first, events = serving.export(query=QueryEventsRequest(limit=5))
         assert (first.total, len(events)) == (5, 5)
         for call in idle:
