@@ -44,18 +44,30 @@ def read_material(folder: Path) -> Material | None:
         return None
 
 
-def ensure_admin(suite: Suite, timeout: float = ENROLL_SECONDS) -> Material:
-    """Return the administrator's certificate, enrolled anew when past half of its life."""
+def is_fresh(suite: Suite, material: Material) -> bool:
+    """Whether a certificate needs no renewal yet.
+
+    Before half of its life; with the trust bundle as it is now; of the authority that signs.
+    """
+    try:
+        bundle = suite.bundle_file.read_bytes()
+    except OSError:
+        bundle = material.bundle_pem
+    return time.time() < material.half_life and material.bundle_pem == bundle and material.current
+
+
+def ensure_admin(suite: Suite, timeout: float = ENROLL_SECONDS, *, anew: bool = False) -> Material:
+    """Return the administrator's certificate, enrolled anew when that is due, or asked for."""
     found = read_material(suite.admin)
-    if found is not None and time.time() < found.half_life:
+    if found is not None and is_fresh(suite, found) and not anew:
         return found
     with _one_at_a_time(suite.run / "admin.lock"):
-        return _enroll_admin(suite, timeout)
+        return _enroll_admin(suite, timeout, anew=anew)
 
 
-def _enroll_admin(suite: Suite, timeout: float) -> Material:
+def _enroll_admin(suite: Suite, timeout: float, *, anew: bool) -> Material:
     found = read_material(suite.admin)
-    if found is not None and time.time() < found.half_life:
+    if found is not None and is_fresh(suite, found) and not anew:
         return found
     try:
         material = enroll(suite.enroll_dir, "admin", timeout)
@@ -138,9 +150,9 @@ def client_folders(suite: Suite) -> Iterator[Path]:
 
 
 def renew_clients(
-    suite: Suite, stub: Callable[[], UserServiceStub]
+    suite: Suite, stub: Callable[[], UserServiceStub], *, anew: bool = False
 ) -> tuple[list[str], list[str], float]:
-    """Renew what is past half of its life.
+    """Renew what is due (is_fresh), or everything.
 
     Return the users renewed, those refused (disabled, say), and when (seconds since the epoch) the
     next one is due. `stub` is called when there is anything to renew.
@@ -152,7 +164,7 @@ def renew_clients(
     next_due = time.time() + 86400.0
     for folder in client_folders(suite):
         found = read_material(folder)
-        if found is None or time.time() >= found.half_life:
+        if found is None or anew or not is_fresh(suite, found):
             try:
                 found = issue_client(suite, stub(), folder.name)
             except (grpc.RpcError, StartupError, OSError):

@@ -55,7 +55,7 @@ class Admin:
         if material is None:
             suite.require_running()
             material = ensure_admin(suite)
-        self._material = material
+        self.material = material
         self.domain = trust_domain(material)
         self.serial = f"{material.serial:x}"
         self._endpoints = suite.endpoints()
@@ -63,7 +63,7 @@ class Admin:
     def channel(self, service: str) -> grpc.Channel:
         """Open a channel to a service."""
         address = self._endpoints[service]["address"]
-        return open_channel(self._material, address, f"{service}.{self.domain}")
+        return open_channel(self.material, address, f"{service}.{self.domain}")
 
     def tls(self, service: str) -> tuple[ssl.SSLContext, str]:
         """Return what a listener of a service that is not gRPC wants, and the name it shows."""

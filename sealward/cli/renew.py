@@ -24,14 +24,19 @@ LONGEST_SECONDS = 3600.0
 """The folder is looked at this often even when nothing is due."""
 
 
-def renew(suite: Suite, admin: Material | None = None) -> tuple[list[str], list[str]]:
-    """Renew what is due and write down when the next is; return users renewed and refused."""
+def renew(
+    suite: Suite, admin: Material | None = None, *, anew: bool = False
+) -> tuple[list[str], list[str]]:
+    """Renew what is due, or everything, and write down when the next is.
+
+    Return users renewed and refused.
+    """
     from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
 
-    material = admin or ensure_admin(suite)
+    material = admin or ensure_admin(suite, anew=anew)
     spread_vkeys(suite)
     renewed, refused, due = renew_clients(
-        suite, lambda: UserServiceStub(Admin(suite, material).channel("gateway"))
+        suite, lambda: UserServiceStub(Admin(suite, material).channel("gateway")), anew=anew
     )
     due = min(due, material.half_life, time.time() + LONGEST_SECONDS)
     write_private(suite.renewal_file, f"{due:.0f}".encode("ascii"))

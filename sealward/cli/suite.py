@@ -85,6 +85,11 @@ class Suite:
         return self.run / "enroll"
 
     @property
+    def bundle_file(self) -> Path:
+        """The certificates to trust, as the keys service has them."""
+        return self.enroll_dir / "ca.pem"
+
+    @property
     def socket(self) -> Path:
         """The socket of the embedded Valkey."""
         return self.run / "valkey.sock"

@@ -90,6 +90,8 @@ class Supervisor:
         self._children = {spec.name: Child(spec) for spec in children}
         self._selector = selectors.DefaultSelector()
         self._renewal: subprocess.Popen[bytes] | None = None
+        # The trust bundle that certificates here were last renewed with, and the one under way.
+        self._bundle = self._coming = b""
         self._renew_not_before = 0.0
         self._began = 0.0
         self._stopping = False
@@ -184,10 +186,13 @@ class Supervisor:
     def _housekeeping(self) -> None:
         if self._renewal is not None and self._renewal.poll() is not None:
             self._log("renewal", exit=self._renewal.returncode)
+            if self._renewal.returncode == 0:
+                self._bundle = self._coming
             self._renewal = None
         now = time.monotonic()
-        if self._renewal is None and now >= self._renew_not_before and self._renewal_due():
+        if self._renewal is None and self._renewal_due(now):
             self._renew_not_before = now + _RENEW_RETRY_SECONDS
+            self._coming = self._read_bundle()
             argv = (
                 sys.executable,
                 "-P",
@@ -203,7 +208,22 @@ class Supervisor:
             _rotate(self._suite.logs / f"{name}.log")
             _rotate(self._suite.logs / f"{name}.stderr")
 
-    def _renewal_due(self) -> bool:
+    def _read_bundle(self) -> bytes:
+        try:
+            return self._suite.bundle_file.read_bytes()
+        except OSError:
+            return self._bundle
+
+    def _renewal_due(self, now: float) -> bool:
+        # A changed trust bundle goes to everybody at once: the authority is being replaced.
+        found = self._read_bundle()
+        self._bundle = self._bundle or found
+        if found not in (self._bundle, self._coming):
+            return True
+        if now < self._renew_not_before:
+            return False
+        if found != self._bundle:
+            return True
         try:
             return time.time() >= float(self._suite.renewal_file.read_text(encoding="ascii"))
         except (OSError, ValueError):

@@ -22,7 +22,7 @@ from sealward.client.errors import (
     ProfileError,
 )
 from sealward.client.profile import Profile
-from sealward.client.renewal import RETRY_SECONDS, Renewal
+from sealward.client.renewal import LOOK_SECONDS, Renewal
 from sealward.client.verify import Proof
 from sealward.kit.reasons import Code
 
@@ -189,14 +189,16 @@ class AsyncClient:
 
     async def _renewals(self) -> None:
         while True:
-            await asyncio.sleep(self._renewal.wait())
-            if self._renewal.wait() == 0.0 and not await self._renew():
-                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
+            if not await self._renew():
+                self._renewal.failed()
 
     async def _renew(self) -> bool:
         try:
             material = self._renewal.reload()
             if material is None:
+                if not self._renewal.due:
+                    return True
                 reply = await self._connection.unary(
                     renewals.METHOD,
                     self._renewal.request(),

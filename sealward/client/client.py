@@ -17,7 +17,7 @@ from sealward.client.core import Core, InferResult, Inputs, ModelInfo, Session
 from sealward.client.errors import ConsistencyUnavailableError, InvalidRequestError, ProfileError
 from sealward.client.guard import Guard
 from sealward.client.profile import Profile
-from sealward.client.renewal import RETRY_SECONDS, Renewal
+from sealward.client.renewal import LOOK_SECONDS, Renewal
 from sealward.kit.reasons import Code
 
 _CONTROL_SECONDS = 30.0
@@ -176,10 +176,12 @@ class Renewer:
         self._thread.join(_CONTROL_SECONDS)
 
     def renew(self) -> bool:
-        """Renew now, or take over a newer file; return whether there is a newer certificate."""
+        """Take over what is new in the profile, or renew what is due; False when that failed."""
         try:
             material = self._renewal.reload()
             if material is None:
+                if not self._renewal.due:
+                    return True
                 reply = self._connection.unary(
                     renewals.METHOD,
                     self._renewal.request(),
@@ -197,6 +199,6 @@ class Renewer:
         return True
 
     def _run(self) -> None:
-        while not self._stop.wait(self._renewal.wait()):
-            if self._renewal.wait() == 0.0 and not self.renew():
-                self._stop.wait(RETRY_SECONDS)
+        while not self._stop.wait(LOOK_SECONDS):
+            if not self.renew():
+                self._renewal.failed()

@@ -26,7 +26,12 @@ from sealward.kit.tls import Material, load_material, make_csr
 METHOD = "/sealward.api.gateway.v1.UserService/IssueUserCertificate"
 
 RETRY_SECONDS = 60.0
-"""Between two attempts, and between two looks at the clock (a suspended machine stops the wait)."""
+"""Between two attempts."""
+
+LOOK_SECONDS = 2.0
+"""Between two looks at the clock and at the profile folder, which others may renew."""
+
+_FILES = ("ca.pem", "cert.pem", "key.pem")
 
 
 def utc_now() -> float:
@@ -40,22 +45,52 @@ class Renewal:
     def __init__(self, profile: Profile, now: Callable[[], float] = utc_now) -> None:
         self._profile = profile
         self._now = now
+        self._seen = self._signature()
         self.material = profile.material()
+        self._not_before = 0.0
 
-    def wait(self) -> float:
-        """Seconds until the next look; 0 when renewal is due."""
-        return min(max(self.material.half_life - self._now(), 0.0), RETRY_SECONDS)
+    @property
+    def due(self) -> bool:
+        """Whether it is to be renewed now: half of its life is over, or its authority is leaving.
+
+        Not again for a while after an attempt that failed (`failed`).
+        """
+        now = self._now()
+        return now >= self._not_before and (
+            now >= self.material.half_life or not self.material.current
+        )
+
+    def failed(self) -> None:
+        """Note that an attempt failed."""
+        self._not_before = self._now() + RETRY_SECONDS
 
     def reload(self) -> Material | None:
-        """Take over a newer certificate that somebody put into the profile; None without one.
+        """Take over what somebody put into the profile meanwhile; None when nothing changed.
 
-        Raises ProfileError when the folder holds a key and a certificate that do not fit.
+        A renewed certificate, or a trust bundle in which the authorities overlap. Raises
+        ProfileError when the folder holds a key and a certificate that do not fit.
         """
+        signature = self._signature()
+        if signature == self._seen:
+            return None
+        # Before: what cannot be read is looked at again when it has changed again.
+        self._seen = signature
         found = self._profile.material()
-        if found.not_after <= self.material.not_after:
+        if found == self.material:
             return None
         self.material = found
         return found
+
+    def _signature(self) -> tuple[tuple[int, int, int], ...]:
+        """What tells a file that was replaced from the one before, without reading it."""
+        found = []
+        for name in _FILES:
+            try:
+                stat = (self._profile.folder / name).stat()
+            except OSError:
+                return ()
+            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        return tuple(found)
 
     def request(self) -> bytes:
         """Return the serialised request for the next certificate."""
@@ -79,6 +114,7 @@ class Renewal:
         if self._identity(material) != self._identity(self.material):
             raise ProfileError("the renewed certificate is for another identity")
         self._profile.install(material.chain_pem, material.bundle_pem)
+        self._seen = self._signature()
         self.material = material
         return material
 

@@ -184,6 +184,10 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "RetireKey": _ADMIN,
             },
         ),
+        **_service(
+            "sealward.api.keys.v1.AuthorityService",
+            dict.fromkeys(("GetAuthority", "RotateAuthority", "RenewCertificates"), _ADMIN),
+        ),
         **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN}),
         **_service(
             "sealward.api.keys.v1.TrustService",

@@ -12,7 +12,8 @@ import grpc
 
 from sealward.kit.tls import Credentials
 
-_LINGER_SECONDS = 5.0
+# As long as any call between services may last: what is under way ends where it began.
+_LINGER_SECONDS = 60.0
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", 64 << 20),

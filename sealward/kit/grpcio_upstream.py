@@ -51,9 +51,9 @@ class BatchUpstream:
     """Sends batches and hands replies to callbacks, from its own reader threads.
 
     `unavailable` is the reason given while the other side cannot be reached; `part` is the name
-    under which readiness is published. `window` is how many messages may be under way before calls
-    gather (see send). Every id that was sent comes back exactly once: in
-    `on_replies`, or in `on_broken` when its stream died.
+    under which readiness is published. `max_age_seconds`: see server.stream_age. `window` is how
+    many messages may be under way before calls gather (see send). Every id that was sent comes back
+    exactly once: in `on_replies`, or in `on_broken` when its stream died.
     """
 
     def __init__(

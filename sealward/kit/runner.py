@@ -38,6 +38,7 @@ from sealward.kit.revocation import Revocations
 from sealward.kit.revocation_watch import RevocationWatch
 from sealward.kit.settings import S, load, split_address
 from sealward.kit.tls import Credentials
+from sealward.kit.trustwatch import TrustWatch
 
 _AGAIN_SECONDS = 1.0
 
@@ -103,6 +104,9 @@ def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, follows: bo
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ctx.stop.set())
     watch = _watch(ctx) if follows else None
+    if follows:
+        # From the start: an authority is not replaced past somebody who starts.
+        _follow(ctx)
     app = build(ctx)
     metrics = MetricsListener(
         ctx.metrics, ctx.credentials, ctx.settings.metrics_address, ctx.revocations
@@ -186,6 +190,19 @@ def _renew(ctx: ServiceContext[Any]) -> None:
             if time.time() >= material.not_after:
                 ctx.fail("the certificate expired and could not be renewed")
                 return
+
+
+def _follow(ctx: ServiceContext[Any]) -> None:
+    """Follow the trust bundle of the keys service."""
+    channels = Channels(ctx.credentials, ctx.settings.keys_address, ctx.server_name("keys"))
+    TrustWatch(
+        channels,
+        ctx.credentials,
+        ctx.renew.set,
+        ctx.stop,
+        ctx.log,
+        every=ctx.settings.trust_seconds,
+    ).start()
 
 
 def _refuse_old_tls(address: str) -> None:

@@ -21,6 +21,19 @@ from sealward.kit.settings import ServiceSettings, split_address
 _OVERSIZE_BYTES = 12 << 20
 
 
+def connection_age(certificate_seconds: float) -> float:
+    """Seconds after which a listener ends a connection: it would outlive its certificate."""
+    return certificate_seconds / 5
+
+
+def stream_age(certificate_seconds: float) -> float:
+    """Seconds after which a long stream to such a listener is to be opened anew.
+
+    Well before the listener ends its connection, which it does a tenth sooner or later.
+    """
+    return 0.8 * connection_age(certificate_seconds)
+
+
 class HandlerSource(Protocol):
     """A front of the seam that has grpcio handlers."""
 
@@ -128,7 +141,7 @@ class GrpcServer:
         handlers.update(hot)
         ctx.health.serve(names)
         self._half_open = HalfOpen(settings.workers, self._who)
-        age_ms = settings.certificate_seconds * 1000 // 5
+        age_ms = int(connection_age(settings.certificate_seconds) * 1000)
         self._server = grpc.server(
             ThreadPoolExecutor(settings.workers, thread_name_prefix="rpc"),
             handlers=[_Router(handlers, self._chain.refuse, self._half_open)],

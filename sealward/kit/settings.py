@@ -50,6 +50,8 @@ class ServiceSettings(BaseSettings):
     """Largest request message."""
     workers: int = Field(default=72, ge=8, le=1024)
     """Threads of the gRPC server: calls in flight above this wait, then are refused."""
+    trust_seconds: float = Field(default=5.0, ge=0.1, le=60)
+    """How often the trust bundle is asked for; the same in every service."""
     certificate_seconds: int = Field(default=3600, ge=4, le=86400)
     """Life of the service's certificate; it is renewed at half of it."""
     revocation_seconds: int = Field(default=900, ge=5, le=86400)

@@ -11,7 +11,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 from cryptography import x509
@@ -39,6 +39,16 @@ class Material:
         # Certificates are dated a minute back; that minute is no part of the life.
         return self.not_after - max(0.0, self.not_after - self.not_before - 60) / 2
 
+    @property
+    def made(self) -> float:
+        """When it was made (seconds since the epoch)."""
+        return self.not_before + 60
+
+    @property
+    def current(self) -> bool:
+        """Whether it is of the authority that signs, as far as its own trust bundle tells."""
+        return is_current(self.chain_pem, self.bundle_pem)
+
     def __repr__(self) -> str:
         return f"Material(not_after={self.not_after})"
 
@@ -64,6 +74,20 @@ def load_material(key_pem: bytes, chain_pem: bytes, bundle_pem: bytes) -> Materi
         not_after.timestamp(),
         leaf.serial_number,
     )
+
+
+def is_current(chain_pem: bytes, bundle_pem: bytes) -> bool:
+    """Return whether a chain ends in the first authority of a bundle: the one that signs now."""
+    last = x509.load_pem_x509_certificates(chain_pem)[-1]
+    first = x509.load_pem_x509_certificates(bundle_pem)[0]
+    if last == first:
+        return True
+    try:
+        issuer = last.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+        signs = first.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return last.issuer == first.subject
+    return issuer.key_identifier == signs.digest
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -106,6 +130,23 @@ class Credentials:
         """Put new material into use."""
         with self._lock:
             self._material = material
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def trust(self, bundle_pem: bytes) -> None:
+        """Put another trust bundle into use beside the key and certificate that there are.
+
+        Raise StartupError for one that cannot be used.
+        """
+        try:
+            x509.load_pem_x509_certificates(bundle_pem)
+        except ValueError:
+            raise StartupError("the trust bundle is not valid PEM") from None
+        with self._lock:
+            if self._material is None:
+                raise StartupError("there is no certificate")
+            self._material = replace(self._material, bundle_pem=bundle_pem)
             listeners = list(self._listeners)
         for listener in listeners:
             listener()

@@ -26,7 +26,7 @@ _READ_ENTRIES = 1024
 _MOST_WAITING = 65_536
 _RETRY_SECONDS = 1.0
 # Rows gather to be added together, unless somebody waits for them.
-_ENOUGH_ROWS = 1024
+_ENOUGH_ROWS = 2048
 _GATHER_SECONDS = 0.25
 
 OpenEntry = Callable[[bytes, bytes], bytes]

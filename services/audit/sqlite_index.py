@@ -10,7 +10,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,13 @@ CREATE TABLE state (
   id INTEGER PRIMARY KEY CHECK (id = 1), origin TEXT NOT NULL, size INTEGER NOT NULL
 );
 """
-_INSERT = f"INSERT INTO events (idx, {_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608
-# Many rows in one step: between two steps the interpreter's lock is asked for, and the thread that
-# appends has it.
-_STEP_ROWS = 256
-_INSERT_STEP = _INSERT + f", ({_MARKS})" * (_STEP_ROWS - 1)
+# Rows go in by steps of so many: between two steps the interpreter's lock is asked for, and the
+# thread that appends has it.
+_STEPS = {
+    count: f"INSERT INTO events (idx, {_COLUMNS}) VALUES ({_MARKS})"  # noqa: S608
+    + f", ({_MARKS})" * (count - 1)
+    for count in (256, 32, 4, 1)
+}
 _MAINTAIN_BYTES = 16 << 20
 _AUTOCHECKPOINT_PAGES = 65_536
 
@@ -79,17 +80,19 @@ class SqliteIndex:
     def add(self, first: int, rows: Sequence[Row | None]) -> None:
         """See Index."""
         size = first + len(rows)
-        values = [(at, *row) for at, row in enumerate(rows, first) if row is not None]
+        there = [(at, row) for at, row in enumerate(rows, first) if row is not None]
         with self._write_lock:
             db = self._writer
             if first != self._size:
                 raise IndexFailedError("rows do not follow the last ones")
             try:
                 db.execute("BEGIN IMMEDIATE")
-                whole = len(values) - len(values) % _STEP_ROWS
-                for at in range(0, whole, _STEP_ROWS):
-                    db.execute(_INSERT_STEP, [*chain.from_iterable(values[at : at + _STEP_ROWS])])
-                db.executemany(_INSERT, values[whole:])
+                begin = 0
+                for count, insert in _STEPS.items():
+                    while begin + count <= len(there):
+                        some = there[begin : begin + count]
+                        db.execute(insert, [v for at, row in some for v in (at, *row)])
+                        begin += count
                 db.execute("UPDATE state SET size = ? WHERE id = 1", (size,))
                 db.execute("COMMIT")
             except sqlite3.Error as error:

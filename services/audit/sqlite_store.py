@@ -1,13 +1,14 @@
 """The embedded store: SQLite in WAL mode with synchronous=FULL, one transaction a batch.
 
 Torn writes and recovery are SQLite's: a commit is one fsync of the write-ahead log, and a torn tail
-of it is dropped on opening. The writer has a connection of its own; reads go through another and
-see the last commit.
+of it is dropped on opening. The writer has a connection of its own; reads go through others and see
+the last commit.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,6 +74,9 @@ _APPEND = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 # this is the bound when reads never leave it a gap.
 _AUTOCHECKPOINT_PAGES = 65_536
 _MAINTAIN_BYTES = 4 << 20
+# Connections that read: the start's comparison of all tiles holds up no question meanwhile.
+_READERS = 3
+_WRITER_KIB, _READER_KIB = 16_384, 4096
 
 
 class SqliteStore:
@@ -86,22 +90,25 @@ class SqliteStore:
         self._path = path
         self._sealed = sealed
         self._write_lock = threading.Lock()
-        self._read_lock = threading.Lock()
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._reading = 1 if sealed else _READERS
         try:
             if not sealed:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._writer = self._connect()
+            self._writer = self._connect(_WRITER_KIB)
             self._prepare()
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA query_only=ON")
-            self._keeper = self._connect()
+            for _ in range(self._reading):
+                reader = self._connect(_READER_KIB)
+                reader.execute("PRAGMA query_only=ON")
+                self._readers.put(reader)
+            self._keeper = self._connect(_READER_KIB)
         except (OSError, sqlite3.Error) as error:
             name = getattr(error, "sqlite_errorname", type(error).__name__)
             raise StartupError(f"the audit store {path} cannot be opened ({name})") from None
 
-    def _connect(self) -> sqlite3.Connection:
-        # Every use is under a lock of ours, from whichever thread.
+    def _connect(self, cache_kib: int) -> sqlite3.Connection:
+        # One thread at a time uses it, whichever it is.
         if self._sealed:
             where = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
             return sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
@@ -112,7 +119,7 @@ class SqliteStore:
         db.execute(f"PRAGMA wal_autocheckpoint={_AUTOCHECKPOINT_PAGES}")
         # Sorting and savepoints must leave nothing of the index in temporary files.
         db.execute("PRAGMA temp_store=MEMORY")
-        db.execute("PRAGMA cache_size=-16384")
+        db.execute(f"PRAGMA cache_size=-{cache_kib}")
         return db
 
     def _prepare(self) -> None:
@@ -167,11 +174,10 @@ class SqliteStore:
         for start in range(0, len(event_ids), 256):
             some = event_ids[start : start + 256]
             marks = ",".join("?" * len(some))
-            rows = self._read(
-                f"SELECT event_id, idx, fingerprint FROM ids WHERE event_id IN ({marks})",  # noqa: S608
-                some,
-                hot=True,
-            )
+            sql = f"SELECT event_id, idx, fingerprint FROM ids WHERE event_id IN ({marks})"  # noqa: S608
+            # What a commit needs to know does not wait behind a long query.
+            with self._writing() as db:
+                rows = db.execute(sql, some).fetchall()
             found.update((row[0], (row[1], row[2])) for row in rows)
         return found
 
@@ -238,8 +244,7 @@ class SqliteStore:
     def seal(self) -> None:
         """See LogStore: everything goes into the one file, which needs no other beside it."""
         self._keeper.close()
-        with self._read_lock:
-            self._reader.close()
+        self._close_readers()
         with self._write_lock:
             try:
                 mode = self._writer.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
@@ -269,21 +274,25 @@ class SqliteStore:
     def close(self) -> None:
         """See LogStore."""
         self._keeper.close()
-        with self._read_lock:
-            self._reader.close()
+        self._close_readers()
         with self._write_lock:
             self._writer.close()
 
-    def _read(
-        self, sql: str, values: Sequence[str | int | bytes] = (), *, hot: bool = False
-    ) -> list[Any]:
-        # What a commit needs to know does not wait behind a long query.
-        lock, db = (self._write_lock, self._writer) if hot else (self._read_lock, self._reader)
+    def _read(self, sql: str, values: Sequence[str | int | bytes] = ()) -> list[Any]:
+        db = self._readers.get()
         try:
-            with lock:
-                return db.execute(sql, values).fetchall()
+            return db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise _failure(error) from None
+        finally:
+            self._readers.put(db)
+
+    def _close_readers(self) -> None:
+        """Wait for those in use. Whoever reads afterwards finds them closed."""
+        readers = [self._readers.get() for _ in range(self._reading)]
+        for db in readers:
+            db.close()
+            self._readers.put(db)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -28,7 +28,7 @@ from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.logging import where
 from sealward.kit.reasons import Reason
-from sealward.kit.server import GrpcServer
+from sealward.kit.server import GrpcServer, stream_age
 from services.gateway.access_servicer import AccessServicer
 from services.gateway.admission import Admission
 from services.gateway.authority import Authority
@@ -87,17 +87,18 @@ class Gateway:
 
         self._audit = Exchange(audit_lost, audit_lost)
         self._inference = Exchange(_inference_lost, _late)
+        max_age = stream_age(settings.certificate_seconds)
         self._to_audit = BatchUpstream(
             audit_channels, _APPEND, AppendRequest, AppendResponse,
             self._audit.on_replies, self._audit.on_broken,
             log=log, health=health, part="audit", unavailable=Reason.AUDIT_UNAVAILABLE,
-            shared_field="checkpoint", window=settings.audit_window,
+            max_age_seconds=max_age, shared_field="checkpoint", window=settings.audit_window,
         )  # fmt: skip
         self._to_inference = BatchUpstream(
             inference_channels, _INFER, InferRequest, InferResponse,
             self._inference.on_replies, self._inference.on_broken,
             log=log, health=health, part="inference", unavailable=Reason.INFERENCE_UNAVAILABLE,
-            window=settings.inference_window,
+            max_age_seconds=max_age, window=settings.inference_window,
         )  # fmt: skip
         self._audit.bind(self._to_audit)
         self._inference.bind(self._to_inference)

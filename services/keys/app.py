@@ -6,6 +6,7 @@ import threading
 import time
 
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
+from sealward.api.keys.v1.authority_pb2_grpc import add_AuthorityServiceServicer_to_server
 from sealward.api.keys.v1.keys_pb2_grpc import add_KeysServiceServicer_to_server
 from sealward.api.keys.v1.rotation_pb2_grpc import add_RotationServiceServicer_to_server
 from sealward.api.keys.v1.trust_pb2_grpc import add_TrustServiceServicer_to_server
@@ -22,6 +23,7 @@ from sealward.kit.server import GrpcServer
 from sealward.kit.spool import Spool
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
 from sealward.seal.lease import Lease
+from services.keys.authorityservicer import AuthorityServicer
 from services.keys.enrolment import EnrolmentFolder
 from services.keys.holding import OwnHolder, OwnKeysServicer
 from services.keys.profiles import Lives, profile_of
@@ -32,6 +34,7 @@ from services.keys.revocations import Issuance, RevocationList
 from services.keys.rotation import Confirmations, RotationServicer
 from services.keys.servicer import KeysServicer
 from services.keys.settings import KeysSettings
+from services.keys.succession import FILE, Succession
 from services.keys.trust import TrustServicer
 from services.keys.watch import ProviderWatch, provider_metrics, vault_metrics
 from services.keys.witness.opening import open_witness
@@ -52,6 +55,7 @@ class KeysApp:
         own: OwnCertificate,
         register: Register,
         revocations: RevocationList,
+        succession: Succession,
     ) -> None:
         self._ctx = ctx
         self._provider = provider
@@ -62,6 +66,7 @@ class KeysApp:
         self._enrolment = enrolment
         self._exporter = exporter
         self._own = own
+        self._succession = succession
         self.address = server.address
 
     def start(self) -> None:
@@ -71,9 +76,12 @@ class KeysApp:
         self._enrolment.start()
         self._own.start()
         self._provider.start(self._watch)
+        self._succession.start()
+        self._ctx.health.set("keystore", ready=True)
 
     def stop(self, grace: float) -> None:
         """Drain and close."""
+        self._succession.stop()
         self._enrolment.stop()
         self._revocations.close()
         self._server.drain(grace)
@@ -114,6 +122,11 @@ class OwnCertificate:
         material = load_material(key_to_pem(key), issued.chain_pem, self._authority.bundle_pem)
         self._ctx.credentials.install(material)
         return material
+
+    def followed(self) -> bool:
+        """Whether the certificate in use is of who signs, and the bundle in use is what it is."""
+        material = self._ctx.credentials.material
+        return material.bundle_pem == self._authority.bundle_pem and material.current
 
     def start(self) -> None:
         """Renew from now on; at once when the own certificate was revoked."""
@@ -176,6 +189,17 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     rotation = RotationServicer(branches, Confirmations(), recorder)
     own = OwnCertificate(ctx, authority, lives, recorder)
     own.renew()
+    succession = Succession(
+        settings.data_dir / FILE,
+        provider.authority,
+        recorder,
+        ctx.log,
+        longest=max(lives.service, lives.user),
+        settle=settings.ca_settle_seconds,
+        every=settings.trust_seconds,
+        changed=ctx.renew.set,
+        followed=own.followed,
+    )
     channels = Channels(ctx.credentials, settings.audit_address, ctx.server_name("audit"))
     enrolment = EnrolmentFolder(
         settings.enroll_dir,
@@ -190,10 +214,14 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         servicers=[
             (
                 add_KeysServiceServicer_to_server,
-                KeysServicer(branches, authority, lease, lives),
+                KeysServicer(branches, authority, lease, lives, succession),
             ),
             (add_WitnessServiceServicer_to_server, WitnessServicer(witness)),
             (add_RotationServiceServicer_to_server, rotation),
+            (
+                add_AuthorityServiceServicer_to_server,
+                AuthorityServicer(provider.authority, succession),
+            ),
             (
                 add_HolderServiceServicer_to_server,
                 OwnKeysServicer(OwnHolder(witness, revocations), rotation, own.identity),
@@ -212,7 +240,9 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     if provider.session is not None:
         vault_metrics(ctx.metrics, provider.session)
     watch = ProviderWatch(ctx.health, recorder, ctx.log)
-    return KeysApp(ctx, provider, watch, server, enrolment, exporter, own, register, revocations)
+    return KeysApp(
+        ctx, provider, watch, server, enrolment, exporter, own, register, revocations, succession
+    )
 
 
 def _lease(settings: KeysSettings) -> Lease:

@@ -86,19 +86,15 @@ class EmbeddedAuthority:
         if self._certificate.not_valid_after_utc <= clock():
             raise StartupError("the certificate authority in the keystore has expired")
         self._key = key
+        others = [c for c in reversed(certificates) if c is not self._certificate]
         self._bundle = b"".join(
-            c.public_bytes(serialization.Encoding.PEM) for c in reversed(certificates)
+            c.public_bytes(serialization.Encoding.PEM) for c in (self._certificate, *others)
         )
 
     @property
     def bundle_pem(self) -> bytes:
-        """The certificates to trust, newest first."""
+        """The certificates to trust: the one that signs, then the others, newest first."""
         return self._bundle
-
-    @property
-    def issuer_key_id(self) -> bytes:
-        """The subject key identifier of the certificate that signs."""
-        return self._issuer.digest
 
     @property
     def _issuer(self) -> x509.SubjectKeyIdentifier:
@@ -156,16 +152,11 @@ class KeystoreAuthority:
 
     @property
     def bundle_pem(self) -> bytes:
-        """The certificates to trust, newest first."""
+        """The certificates to trust, the one that signs first."""
         return self._now.bundle_pem
 
-    @property
-    def issuer_key_id(self) -> bytes:
-        """The subject key identifier of the certificate that signs."""
-        return self._now.issuer_key_id
-
     def authorities(self) -> list[TrustedAuthority]:
-        """The authorities, newest first."""
+        """The authorities, the one that signs first."""
         content = self._keystore.content
         found = [
             TrustedAuthority(
@@ -176,7 +167,8 @@ class KeystoreAuthority:
             )
             for place, a in enumerate(content.authorities)
         ]
-        return found[::-1]
+        found.insert(0, found.pop(content.issuing))
+        return [found[0], *reversed(found[1:])]
 
     def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
         """Sign a leaf; raise CERTIFICATE_REQUEST_INVALID."""

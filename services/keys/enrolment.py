@@ -79,16 +79,15 @@ class EnrolmentFolder:
         self._log = log
         self._limit = RefusalLimit()
         self._blocked = ""
+        self._published = b""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="enrolment", daemon=True)
 
     def start(self) -> None:
         """Publish the trust bundle and begin to watch; raise StartupError."""
         private_folder(self._folder)
-        try:
-            write_private(self._folder / BUNDLE_FILE, self._bundle_pem())
-        except OSError:
-            raise StartupError(f"{self._folder} cannot be written") from None
+        if not self._publish():
+            raise StartupError(f"{self._folder} cannot be written")
         self._thread.start()
 
     def stop(self) -> None:
@@ -106,6 +105,8 @@ class EnrolmentFolder:
         except (StartupError, OSError):
             self._say_once("the enrolment folder is missing or open to others")
             return
+        if self._published and not self._publish():
+            return
         for name in names:
             if found := _REQUEST.fullmatch(name) or _CLAIMED.fullmatch(name):
                 try:
@@ -118,6 +119,18 @@ class EnrolmentFolder:
                     self._say_once("the enrolment folder cannot be written")
                     return
         self._blocked = ""
+
+    def _publish(self) -> bool:
+        """Put the trust bundle there when it has changed; False when that is not possible."""
+        bundle = self._bundle_pem()
+        if bundle != self._published:
+            try:
+                write_private(self._folder / BUNDLE_FILE, bundle)
+            except OSError:
+                self._say_once("the enrolment folder cannot be written")
+                return False
+            self._published = bundle
+        return True
 
     def _take(self, name: str) -> None:
         claimed = self._folder / f".{name}.csr.claimed"

@@ -24,6 +24,7 @@ from sealward.kit.identity import Identity
 from sealward.kit.reasons import Code, Reason
 
 _SERVICE = "/sealward.api.keys.v1.KeysService"
+_AUTHORITY = "/sealward.api.keys.v1.AuthorityService"
 _ROTATION = "/sealward.api.keys.v1.RotationService"
 _TRUST = "/sealward.api.keys.v1.TrustService"
 EVENTS: Mapping[str, str] = MappingProxyType(
@@ -35,6 +36,8 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         f"{_ROTATION}/RewrapKeys": "keys.rewrap",
         f"{_ROTATION}/ConfirmRewrap": "keys.rewrap-confirm",
         f"{_ROTATION}/RetireKey": "keys.retire",
+        f"{_AUTHORITY}/RotateAuthority": "keys.ca-rotate",
+        f"{_AUTHORITY}/RenewCertificates": "keys.certificates-renew",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",
         f"{_TRUST}/Revoke": "keys.revoke",
     }

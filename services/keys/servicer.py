@@ -17,6 +17,7 @@ from services.keys import grants
 from services.keys.profiles import Lives, identity_to_certify, parse_der_request, profile_of
 from services.keys.providers.base import BranchKeys
 from services.keys.revocations import Issuance
+from services.keys.succession import Succession
 
 _LARGEST_WRAPPED = 4096
 _LARGEST_REQUEST = 16 << 10
@@ -31,6 +32,7 @@ class KeysServicer(KeysServiceServicer):
         authority: Issuance,
         lease: Lease,
         lives: Lives,
+        succession: Succession,
     ) -> None:
         self._branches = branches
         self._authority = authority
@@ -41,6 +43,7 @@ class KeysServicer(KeysServiceServicer):
             max_bytes=lease.max_bytes,
         )
         self._lives = lives
+        self._succession = succession
 
     def CreateBranchKey(
         self, request: keys_pb2.CreateBranchKeyRequest, context: Any
@@ -86,11 +89,17 @@ class KeysServicer(KeysServiceServicer):
         )
 
     def GetTrustBundle(
-        self, _request: keys_pb2.GetTrustBundleRequest, _context: Any
+        self, request: keys_pb2.GetTrustBundleRequest, context: Any
     ) -> keys_pb2.GetTrustBundleResponse:
-        """Return the certificates to trust."""
+        """Return the certificates to trust, and note what the caller has."""
+        self._succession.seen(
+            peer_of(context),
+            request.bundle_sha256,
+            certificate_current=request.certificate_current,
+        )
         return keys_pb2.GetTrustBundleResponse(
-            bundle_pem=self._authority.bundle_pem.decode("ascii")
+            bundle_pem=self._authority.bundle_pem.decode("ascii"),
+            renew_before=self._succession.renew_before,
         )
 
     def GetStatus(

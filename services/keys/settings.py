@@ -42,6 +42,8 @@ class KeysSettings(ServiceSettings):
     terminal."""
     user_certificate_seconds: int = Field(default=86_400, ge=60, le=7 * 86_400)
     """Life of a user's or workload's certificate."""
+    ca_settle_seconds: int = Field(default=30, ge=0, le=86_400)
+    """With `certs rotate --ca --now`: how long each step waits for callers of other machines."""
     lease_soft_seconds: int = Field(default=300, ge=1, le=86_400)
     """A holder of a branch key asks again after this time."""
     lease_hard_seconds: int = Field(default=900, ge=1, le=86_400)

@@ -108,7 +108,10 @@ class BranchKeys(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate: leaf and intermediates as PEM, serial number, end of life (epoch seconds)."""
+    """A certificate: leaf and intermediates as PEM, serial number, end of life (epoch seconds).
+
+    Leaves are dated a minute back: their holders count their life from a minute after `not before`.
+    """
 
     chain_pem: bytes
     serial: int
@@ -141,14 +144,15 @@ class CertificateAuthority(Protocol):
 
     @property
     def bundle_pem(self) -> bytes:
-        """The certificates to trust, PEM, newest first; several while an authority is replaced."""
+        """The certificates to trust, PEM; several while an authority is replaced.
 
-    @property
-    def issuer_key_id(self) -> bytes:
-        """The subject key identifier of what signs: the authority key identifier of new leaves."""
+        The first is what the chains that are issued now end in: by it every holder of a certificate
+        sees whether its own one is of the authority that signs. The same authorities are the same
+        bytes: holders are compared by them.
+        """
 
     def authorities(self) -> list[TrustedAuthority]:
-        """Return the authorities of the bundle, newest first; one of them is `issuing`."""
+        """Return the authorities of the bundle in its order: `issuing`, then the others."""
 
     def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
         """Sign the request's public key under the names of the profile and no others."""

@@ -19,10 +19,11 @@ from sealward.client import (
     ProfileError,
     WrongReceiptError,
 )
-from sealward.client.profile import Profile
+from sealward.client.profile import Profile, write_private
 from sealward.client.renewal import Renewal
 from sealward.client.tensors import as_declared, decode_response, encode_request
 from sealward.kit.tls import load_material
+from tests.conftest import CertificateAuthority
 from tests.support.gateway_double import TOKEN, GatewayDouble, with_trailer
 
 ROWS = {"x": np.ones((1, 3), np.float32)}
@@ -143,7 +144,7 @@ def test_a_certificate_that_somebody_renewed_is_taken_over(
 ) -> None:
     folder = gateway.profile(tmp_path / "bob", seconds=50, backdate=200)
     renewal = Renewal(Profile.load(folder))
-    assert renewal.wait() == 0
+    due = [renewal.due]
     assert renewal.reload() is None
     old = renewal.material
     leaf = gateway.issue(renewal.request(), None)  # type: ignore[arg-type]
@@ -151,7 +152,36 @@ def test_a_certificate_that_somebody_renewed_is_taken_over(
     taken = renewal.reload()
     assert taken is not None
     assert taken.not_after > old.not_after
-    assert 0 < renewal.wait() <= 60
+    assert [*due, renewal.due] == [True, False]
+    assert renewal.reload() is None
+
+
+def test_a_trust_bundle_with_the_next_authority_is_taken_over(
+    gateway: GatewayDouble, folder: Path
+) -> None:
+    """The authority is being replaced: first both are trusted, then the other one signs."""
+    renewal = Renewal(Profile.load(folder))
+    old, coming = gateway.authority.pem, CertificateAuthority("the next one").pem
+    write_private(folder / "ca.pem", old + coming)
+    taken = renewal.reload()
+    assert taken is not None
+    assert taken.bundle_pem == old + coming
+    write_private(folder / "ca.pem", coming + old)
+    due = [renewal.due, renewal.reload() is not None, renewal.due]
+    renewal.failed()
+    assert [*due, renewal.due] == [False, True, True, False]
+
+
+def test_what_cannot_be_read_is_told_once(gateway: GatewayDouble, folder: Path) -> None:
+    renewal = Renewal(Profile.load(folder))
+    used = renewal.material
+    write_private(folder / "ca.pem", b"half")
+    with pytest.raises(ProfileError):
+        renewal.reload()
+    assert renewal.reload() is None
+    assert renewal.material is used
+    write_private(folder / "ca.pem", used.bundle_pem)
+    assert renewal.reload() is None
 
 
 def test_a_certificate_for_another_identity_is_refused(

@@ -124,7 +124,7 @@ def test_authorities_survive(store: Path) -> None:
         getattr(ca, step)()
         again.close()
         reopened = again
-    assert [one.state for one in ca.authorities()] == ["next", "issuing"]
+    assert [one.state for one in ca.authorities()] == ["issuing", "next"]
 
 
 def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealward/api/keys/v1/keys.proto\x12\x14sealward.api.keys.v1\"F\n\x11\x45ncryptionContext\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\"\\\n\x05Lease\x12\x14\n\x0csoft_seconds\x18\x01 \x01(\r\x12\x14\n\x0chard_seconds\x18\x02 \x01(\r\x12\x14\n\x0cmax_messages\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\x04\"R\n\x16\x43reateBranchKeyRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\'.sealward.api.keys.v1.EncryptionContext\"c\n\x17\x43reateBranchKeyResponse\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0f\n\x07wrapped\x18\x02 \x01(\x0c\x12*\n\x05lease\x18\x03 \x01(\x0b\x32\x1b.sealward.api.keys.v1.Lease\"a\n\x14OpenBranchKeyRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\'.sealward.api.keys.v1.EncryptionContext\x12\x0f\n\x07wrapped\x18\x02 \x01(\x0c\"P\n\x15OpenBranchKeyResponse\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12*\n\x05lease\x18\x02 \x01(\x0b\x32\x1b.sealward.api.keys.v1.Lease\"9\n\x17IssueCertificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\"Z\n\x18IssueCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x12\n\nbundle_pem\x18\x02 \x01(\t\x12\x11\n\tnot_after\x18\x03 \x01(\x03\"\x17\n\x15GetTrustBundleRequest\",\n\x16GetTrustBundleResponse\x12\x12\n\nbundle_pem\x18\x01 \x01(\t\"\x12\n\x10GetStatusRequest\"i\n\x11GetStatusResponse\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0bsingle_host\x18\x03 \x01(\x08\x12\x0f\n\x07trouble\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x32\xa5\x04\n\x0bKeysService\x12n\n\x0f\x43reateBranchKey\x12,.sealward.api.keys.v1.CreateBranchKeyRequest\x1a-.sealward.api.keys.v1.CreateBranchKeyResponse\x12h\n\rOpenBranchKey\x12*.sealward.api.keys.v1.OpenBranchKeyRequest\x1a+.sealward.api.keys.v1.OpenBranchKeyResponse\x12q\n\x10IssueCertificate\x12-.sealward.api.keys.v1.IssueCertificateRequest\x1a..sealward.api.keys.v1.IssueCertificateResponse\x12k\n\x0eGetTrustBundle\x12+.sealward.api.keys.v1.GetTrustBundleRequest\x1a,.sealward.api.keys.v1.GetTrustBundleResponse\x12\\\n\tGetStatus\x12&.sealward.api.keys.v1.GetStatusRequest\x1a\'.sealward.api.keys.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealward/api/keys/v1/keys.proto\x12\x14sealward.api.keys.v1\"F\n\x11\x45ncryptionContext\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\"\\\n\x05Lease\x12\x14\n\x0csoft_seconds\x18\x01 \x01(\r\x12\x14\n\x0chard_seconds\x18\x02 \x01(\r\x12\x14\n\x0cmax_messages\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\x04\"R\n\x16\x43reateBranchKeyRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\'.sealward.api.keys.v1.EncryptionContext\"c\n\x17\x43reateBranchKeyResponse\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0f\n\x07wrapped\x18\x02 \x01(\x0c\x12*\n\x05lease\x18\x03 \x01(\x0b\x32\x1b.sealward.api.keys.v1.Lease\"a\n\x14OpenBranchKeyRequest\x12\x38\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\'.sealward.api.keys.v1.EncryptionContext\x12\x0f\n\x07wrapped\x18\x02 \x01(\x0c\"P\n\x15OpenBranchKeyResponse\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12*\n\x05lease\x18\x02 \x01(\x0b\x32\x1b.sealward.api.keys.v1.Lease\"9\n\x17IssueCertificateRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\"Z\n\x18IssueCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x12\n\nbundle_pem\x18\x02 \x01(\t\x12\x11\n\tnot_after\x18\x03 \x01(\x03\"K\n\x15GetTrustBundleRequest\x12\x15\n\rbundle_sha256\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_current\x18\x02 \x01(\x08\"B\n\x16GetTrustBundleResponse\x12\x12\n\nbundle_pem\x18\x01 \x01(\t\x12\x14\n\x0crenew_before\x18\x02 \x01(\x03\"\x12\n\x10GetStatusRequest\"i\n\x11GetStatusResponse\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0bsingle_host\x18\x03 \x01(\x08\x12\x0f\n\x07trouble\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x32\xa5\x04\n\x0bKeysService\x12n\n\x0f\x43reateBranchKey\x12,.sealward.api.keys.v1.CreateBranchKeyRequest\x1a-.sealward.api.keys.v1.CreateBranchKeyResponse\x12h\n\rOpenBranchKey\x12*.sealward.api.keys.v1.OpenBranchKeyRequest\x1a+.sealward.api.keys.v1.OpenBranchKeyResponse\x12q\n\x10IssueCertificate\x12-.sealward.api.keys.v1.IssueCertificateRequest\x1a..sealward.api.keys.v1.IssueCertificateResponse\x12k\n\x0eGetTrustBundle\x12+.sealward.api.keys.v1.GetTrustBundleRequest\x1a,.sealward.api.keys.v1.GetTrustBundleResponse\x12\\\n\tGetStatus\x12&.sealward.api.keys.v1.GetStatusRequest\x1a\'.sealward.api.keys.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,13 +48,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUECERTIFICATERESPONSE']._serialized_start=648
   _globals['_ISSUECERTIFICATERESPONSE']._serialized_end=738
   _globals['_GETTRUSTBUNDLEREQUEST']._serialized_start=740
-  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=763
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=765
-  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=809
-  _globals['_GETSTATUSREQUEST']._serialized_start=811
-  _globals['_GETSTATUSREQUEST']._serialized_end=829
-  _globals['_GETSTATUSRESPONSE']._serialized_start=831
-  _globals['_GETSTATUSRESPONSE']._serialized_end=936
-  _globals['_KEYSSERVICE']._serialized_start=939
-  _globals['_KEYSSERVICE']._serialized_end=1488
+  _globals['_GETTRUSTBUNDLEREQUEST']._serialized_end=815
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_start=817
+  _globals['_GETTRUSTBUNDLERESPONSE']._serialized_end=883
+  _globals['_GETSTATUSREQUEST']._serialized_start=885
+  _globals['_GETSTATUSREQUEST']._serialized_end=903
+  _globals['_GETSTATUSRESPONSE']._serialized_start=905
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1010
+  _globals['_KEYSSERVICE']._serialized_start=1013
+  _globals['_KEYSSERVICE']._serialized_end=1562
 # @@protoc_insertion_point(module_scope)

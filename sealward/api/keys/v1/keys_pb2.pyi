@@ -250,16 +250,27 @@ Global___IssueCertificateResponse: _TypeAlias = IssueCertificateResponse  # noqa
 
 @_typing.final
 class GetTrustBundleRequest(_message.Message):
-    """Asks for the trust bundle."""
+    """Asks for the trust bundle, and says what the caller has. Every service asks every few seconds: a
+    certificate authority is replaced only as fast as they follow.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    BUNDLE_SHA256_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_CURRENT_FIELD_NUMBER: _builtins.int
+    bundle_sha256: _builtins.bytes
+    """SHA-256 of the bundle (PEM) that the caller trusts; empty = not said."""
+    certificate_current: _builtins.bool
+    """True when the caller's certificate is of the authority that signs, as far as it knows."""
     def __init__(
         self,
+        *,
+        bundle_sha256: _builtins.bytes = ...,
+        certificate_current: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_sha256", b"bundle_sha256", "certificate_current", b"certificate_current"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,16 +283,20 @@ class GetTrustBundleResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BUNDLE_PEM_FIELD_NUMBER: _builtins.int
+    RENEW_BEFORE_FIELD_NUMBER: _builtins.int
     bundle_pem: _builtins.str
-    """PEM."""
+    """PEM, the authority that signs first."""
+    renew_before: _builtins.int
+    """Certificates made before this time are to be replaced now, seconds since the epoch."""
     def __init__(
         self,
         *,
         bundle_pem: _builtins.str = ...,
+        renew_before: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_pem", b"bundle_pem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_pem", b"bundle_pem", "renew_before", b"renew_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

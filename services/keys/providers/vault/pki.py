@@ -60,7 +60,7 @@ class VaultAuthority:
 
     @property
     def bundle_pem(self) -> bytes:
-        """The certificates to trust, newest first.
+        """The certificates to trust, the one that signs first.
 
         Asked for anew every half minute: another process, or an administrator, may have changed
         what there is. While Vault does not answer it stays what it was.
@@ -74,19 +74,13 @@ class VaultAuthority:
             self._issuers.refresh()
         return b"".join(a.certificate_pem for a in self.authorities())
 
-    @property
-    def issuer_key_id(self) -> bytes:
-        """The subject key identifier of the certificate that signs."""
-        certificate = self._issuers.issuing.certificate
-        found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        return found.value.digest
-
     def authorities(self) -> list[TrustedAuthority]:
-        """The authorities, newest first."""
-        return [
+        """The authorities: the one that signs, then the others, newest first."""
+        found = [
             TrustedAuthority(issuer.certificate.public_bytes(Encoding.PEM), state)
             for issuer, state in self._issuers.states()
         ]
+        return sorted(found, key=lambda one: one.state != "issuing")
 
     def announce(self) -> None:
         """Make the next authority unless there is one; raise KEYSTORE_UNAVAILABLE."""
