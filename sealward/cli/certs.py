@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealward.cli import authority, trust
+from sealward.cli import authority, joining, trust
 from sealward.cli.errors import CliError, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line, table
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Certificates.", no_args_is_help=True)
 app.command("list")(trust.list_)
 app.command("revoke")(trust.revoke)
+app.command("join-token")(joining.join_token)
+app.command("join")(joining.join)
 
 
 @app.command()

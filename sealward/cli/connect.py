@@ -67,7 +67,7 @@ class Admin:
 
     def tls(self, service: str) -> tuple[ssl.SSLContext, str]:
         """Return what a listener of a service that is not gRPC wants, and the name it shows."""
-        context = Credentials(self._material).ssl_context(ssl.Purpose.SERVER_AUTH)
+        context = Credentials(self.material).ssl_context(ssl.Purpose.SERVER_AUTH)
         return context, f"{service}.{self.domain}"
 
 

@@ -33,6 +33,14 @@ def parse_time(text: str, now: dt.datetime) -> int:
     return min(max(nanos, 1), _LAST)
 
 
+def parse_span(text: str) -> int:
+    """Return the seconds of `90s`, `15m`, `2h`, `7d`; raise CliError."""
+    span = _SPAN.fullmatch(text)
+    if span is None:
+        raise usage(f"{text} is not a length of time", "90s, 15m, 2h or 7d")
+    return int(span[1]) * _SECONDS[span[2]]
+
+
 def show_nanos(nanos: int) -> str:
     """Return a time in UTC with milliseconds."""
     moment = dt.datetime.fromtimestamp(nanos // 1_000_000_000, dt.UTC)

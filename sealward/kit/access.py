@@ -191,8 +191,15 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
         **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN}),
         **_service(
             "sealward.api.keys.v1.TrustService",
-            {"WatchRevocations": _SERVICES, "Revoke": _ADMIN, "ListCertificates": _ADMIN},
+            {
+                "WatchRevocations": _SERVICES,
+                "Revoke": _ADMIN,
+                "ListCertificates": _ADMIN,
+                "CreateJoinToken": _ADMIN,
+            },
         ),
+        # Who calls it has no certificate yet: it is served on a listener of its own.
+        **_service("sealward.api.keys.v1.EnrollService", {"Enroll": frozenset()}),
     }
 )
 

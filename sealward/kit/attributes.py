@@ -97,7 +97,7 @@ EVENT_TYPES = frozenset(
         "log.successor", "log.final", "keys.keystore-create", "keys.branch-create",
         "audit.fork", "witness.log", "witness.key", "witness.conflict", "witness.forget",
         "keys.branch-open", "keys.certificate", "keys.rotate", "keys.rewrap", "keys.rewrap-confirm",
-        "keys.revoke", "keys.provider",
+        "keys.revoke", "keys.provider", "keys.join-token", "keys.join",
         "keys.rewrap-pass", "keys.retire", "keys.ca-rotate", "keys.ca-announce", "keys.ca-adopt",
         "keys.ca-drop", "keys.certificates-renew", "otel.span", "service.start", "service.stop",
     }

@@ -48,6 +48,7 @@ class RevocationWatch:
         self._on_refused = on_refused
         self._stop = threading.Event()
         self._learnt = threading.Event()
+        self._settled = threading.Event()
         self._confirmed = False
         self._lost = False
 
@@ -58,8 +59,14 @@ class RevocationWatch:
         threading.Thread(target=self._tick, name="revocations-age", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the first list; False when it did not come."""
-        return self._learnt.wait(seconds)
+        """Wait for the first list; False when it did not come, or we are refused as revoked."""
+        self._settled.wait(seconds)
+        return self._learnt.is_set()
+
+    @property
+    def refused(self) -> bool:
+        """True when keys refuses our own certificate and there was never a list."""
+        return self._settled.is_set() and not self._learnt.is_set()
 
     def stop(self) -> None:
         """Learn no more."""
@@ -86,6 +93,7 @@ class RevocationWatch:
             # ValueError: the channel was closed under us by a renewal, or a list of another form.
             code = error.code().name if isinstance(error, grpc.Call) else "CLOSED"
             if isinstance(error, grpc.Call) and reason_of(error) is Reason.CERTIFICATE_REVOKED:
+                self._settled.set()
                 self._on_refused()
             if not got and not self._lost and not self._stop.is_set():
                 self._lost = True
@@ -105,6 +113,7 @@ class RevocationWatch:
             self._log.info("revocations.found", version=int(message.version))
         self._say(confirmed=True)
         self._learnt.set()
+        self._settled.set()
 
     def _tick(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):

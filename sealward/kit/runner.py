@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import socket
-import ssl
 import sys
 import threading
 import time
@@ -21,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from sealward import __version__
 from sealward.kit.channel import Channels
 from sealward.kit.context import App, ServiceContext
-from sealward.kit.enroll import enroll, private_folder
+from sealward.kit.enroll import private_folder
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.hardening import harden
 from sealward.kit.health import Health
@@ -34,9 +32,11 @@ from sealward.kit.metrics import (
     process_metrics,
     revocation_metrics,
 )
+from sealward.kit.oldtls import refuse_old_tls
+from sealward.kit.renewal import Certificates, JoinedMachine, LocalEnrolment, RevokedError
 from sealward.kit.revocation import Revocations
 from sealward.kit.revocation_watch import RevocationWatch
-from sealward.kit.settings import S, load, split_address
+from sealward.kit.settings import S, load
 from sealward.kit.tls import Credentials
 from sealward.kit.trustwatch import TrustWatch
 
@@ -62,9 +62,11 @@ def run(
         settings = load(settings_type, service)
         private_folder(settings.data_dir)
         ctx = _context(service, settings, log)
-        if not own_certificate:
-            ctx.credentials.install(enroll(settings.enroll_dir, service, settings.start_seconds))
-        return _serve(ctx, build, follows=not own_certificate)
+        if own_certificate:
+            return _serve(ctx, build, None)
+        certificates = _certificates(ctx)
+        ctx.credentials.install(certificates.first(settings.start_seconds))
+        return _serve(ctx, build, certificates)
     except StartupError as error:
         return _refuse(log, str(error))
     except SealwardError as error:
@@ -100,11 +102,28 @@ def _context(service: str, settings: S, log: Any) -> ServiceContext[S]:
     )
 
 
-def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, follows: bool) -> int:
+def _certificates(ctx: ServiceContext[Any]) -> Certificates:
+    settings, prefix = ctx.settings, f"SEALWARD_{ctx.name.upper()}_"
+    if settings.identity_dir is not None:
+        return JoinedMachine(
+            settings.identity_dir, ctx.name, ctx.credentials, settings.keys_address
+        )
+    if settings.enroll_dir is None:
+        raise StartupError(
+            f"neither {prefix}ENROLL_DIR (on the machine of the keys service) nor "
+            f"{prefix}IDENTITY_DIR (on another one) is set"
+        )
+    return LocalEnrolment(settings.enroll_dir, ctx.name)
+
+
+def _serve(
+    ctx: ServiceContext[Any], build: Callable[[Any], App], certificates: Certificates | None
+) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ctx.stop.set())
-    watch = _watch(ctx) if follows else None
-    if follows:
+    watch = None
+    if certificates is not None:
+        watch = _watch(ctx)
         # From the start: an authority is not replaced past somebody who starts.
         _follow(ctx)
     app = build(ctx)
@@ -113,15 +132,19 @@ def _serve(ctx: ServiceContext[Any], build: Callable[[Any], App], *, follows: bo
     )
     try:
         if watch is not None and not watch.wait(ctx.settings.start_seconds):
+            if watch.refused:
+                raise StartupError("the certificate was revoked: join again")
             raise StartupError(
                 f"no answer from the keys service in {ctx.settings.start_seconds:.0f} s: "
                 "is it running?"
             )
         app.start()
-        _refuse_old_tls(app.address)
+        refuse_old_tls(app.address)
         metrics.start()
-        if follows:
-            threading.Thread(target=_renew, args=(ctx,), name="renew", daemon=True).start()
+        if certificates is not None:
+            threading.Thread(
+                target=_renew, args=(ctx, certificates), name="renew", daemon=True
+            ).start()
         _settle_collector()
         ctx.health.set("process", ready=True)
         ctx.log.info("started", address=app.address, metrics=metrics.address, transport="grpcio")
@@ -169,8 +192,8 @@ def _watch(ctx: ServiceContext[Any]) -> RevocationWatch:
     return watch
 
 
-def _renew(ctx: ServiceContext[Any]) -> None:
-    """Enrol anew at half-life; at the end of the certificate's life stop: never serve on."""
+def _renew(ctx: ServiceContext[Any], certificates: Certificates) -> None:
+    """Renew at half-life; at the end of the certificate's life stop: never serve on."""
     while not ctx.stop.is_set():
         material = ctx.credentials.material
         ctx.renew.wait(max(1.0, material.half_life - time.time()))
@@ -179,10 +202,11 @@ def _renew(ctx: ServiceContext[Any]) -> None:
             return
         try:
             left = max(1.0, material.not_after - time.time())
-            ctx.credentials.install(
-                enroll(ctx.settings.enroll_dir, ctx.name, min(left, ctx.settings.start_seconds))
-            )
+            ctx.credentials.install(certificates.again(min(left, ctx.settings.start_seconds)))
             ctx.log.info("certificate.renewed", not_after=ctx.credentials.material.not_after)
+        except RevokedError as error:
+            ctx.fail(str(error))
+            return
         except StartupError:
             ctx.log.error("certificate.renewal-failed")
             if material.serial in ctx.revocations and not ctx.stop.wait(_AGAIN_SECONDS):
@@ -203,25 +227,6 @@ def _follow(ctx: ServiceContext[Any]) -> None:
         ctx.log,
         every=ctx.settings.trust_seconds,
     ).start()
-
-
-def _refuse_old_tls(address: str) -> None:
-    """Dial ourselves with TLS 1.2: the handshake has to fail."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection(split_address(address), timeout=5) as plain,
-            context.wrap_socket(plain),
-        ):
-            accepted = True
-    except (ssl.SSLError, OSError):
-        accepted = False
-    if accepted:
-        raise StartupError("the listener accepts TLS 1.2: refusing to serve")
 
 
 def data_path(settings: Any, *parts: str) -> Path:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sealward.kit.errors import StartupError
@@ -30,8 +30,10 @@ class ServiceSettings(BaseSettings):
     """host:port of the Prometheus listener (TLS 1.3, client certificate required)."""
     data_dir: Path
     """Folder that the service owns; made with mode 0700."""
-    enroll_dir: Path
+    enroll_dir: Path | None = None
     """Folder of local enrolment: a request goes in, a certificate comes out."""
+    identity_dir: Path | None = None
+    """Folder that `sealward certs join` made, on a machine without the keys service."""
     trust_domain: str = Field(default="sealward.local", pattern=r"^[a-z0-9.-]{1,128}$")
     """Trust domain of every identity; others are refused."""
     keys_address: str = ""
@@ -57,6 +59,12 @@ class ServiceSettings(BaseSettings):
     revocation_seconds: int = Field(default=900, ge=5, le=86400)
     """How long the list of revoked certificates may go unconfirmed before everybody is refused.
     As long as the lease of a key by default: so long a service goes on without keys, no longer."""
+
+    @field_validator("enroll_dir", "identity_dir", mode="before")
+    @classmethod
+    def _no_path_is_none(cls, value: Any) -> Any:
+        # The empty path would be the working folder.
+        return value or None
 
 
 def settings_config(service: str) -> SettingsConfigDict:

@@ -169,6 +169,19 @@ class Credentials:
             configuration(), configuration, require_client_authentication=True
         )
 
+    def server_alone(self) -> grpc.ServerCredentials:
+        """Credentials of the one listener whose callers have no certificate yet (joining)."""
+
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            material = self.material
+            return grpc.ssl_server_certificate_configuration(
+                [(material.key_pem, material.chain_pem)]
+            )
+
+        return grpc.dynamic_ssl_server_credentials(
+            configuration(), configuration, require_client_authentication=False
+        )
+
     def channel(self) -> grpc.ChannelCredentials:
         """Credentials of a channel, as of now: grpcio has no reload on the client side."""
         material = self.material

@@ -26,6 +26,7 @@ from sealward.seal.lease import Lease
 from services.keys.authorityservicer import AuthorityServicer
 from services.keys.enrolment import EnrolmentFolder
 from services.keys.holding import OwnHolder, OwnKeysServicer
+from services.keys.joining import JoinListener, JoinTokens
 from services.keys.profiles import Lives, profile_of
 from services.keys.provider import Provider, open_provider
 from services.keys.records import CallRecords, Recorder, RefusalLimit, about_actor
@@ -56,10 +57,12 @@ class KeysApp:
         register: Register,
         revocations: RevocationList,
         succession: Succession,
+        joining: JoinListener | None,
     ) -> None:
         self._ctx = ctx
         self._provider = provider
         self._watch = watch
+        self._joining = joining
         self._register = register
         self._revocations = revocations
         self._server = server
@@ -75,6 +78,8 @@ class KeysApp:
         self._server.start()
         self._enrolment.start()
         self._own.start()
+        if self._joining is not None:
+            self._joining.start()
         self._provider.start(self._watch)
         self._succession.start()
         self._ctx.health.set("keystore", ready=True)
@@ -83,6 +88,8 @@ class KeysApp:
         """Drain and close."""
         self._succession.stop()
         self._enrolment.stop()
+        if self._joining is not None:
+            self._joining.stop(1.0)
         self._revocations.close()
         self._server.drain(grace)
         self._exporter.stop()
@@ -209,6 +216,10 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         recorder,
         ctx.log,
     )
+    tokens = JoinTokens(
+        register, authority, lives, settings.trust_domain, lambda: ctx.credentials.material
+    )
+    joining = JoinListener(ctx, tokens, recorder) if settings.join_address else None
     server = GrpcServer(
         ctx,
         servicers=[
@@ -228,7 +239,13 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
             ),
             (
                 add_TrustServiceServicer_to_server,
-                TrustServicer(register, revocations, settings.trust_domain),
+                TrustServicer(
+                    register,
+                    revocations,
+                    tokens,
+                    settings.trust_domain,
+                    joining.address if joining else "",
+                ),
             ),
         ],
         around=CallRecords(recorder, RefusalLimit()),
@@ -241,7 +258,17 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         vault_metrics(ctx.metrics, provider.session)
     watch = ProviderWatch(ctx.health, recorder, ctx.log)
     return KeysApp(
-        ctx, provider, watch, server, enrolment, exporter, own, register, revocations, succession
+        ctx,
+        provider,
+        watch,
+        server,
+        enrolment,
+        exporter,
+        own,
+        register,
+        revocations,
+        succession,
+        joining,
     )
 
 

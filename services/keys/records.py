@@ -40,6 +40,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         f"{_AUTHORITY}/RenewCertificates": "keys.certificates-renew",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",
         f"{_TRUST}/Revoke": "keys.revoke",
+        f"{_TRUST}/CreateJoinToken": "keys.join-token",
     }
 )
 # Recorded by their servicer before they take effect; here only when they fail.

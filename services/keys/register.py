@@ -1,10 +1,11 @@
-"""The register: which certificates are out, and the sealed list of those that were revoked.
+"""The register: which certificates are out, who may have one, and the sealed list of those revoked.
 
 One SQLite file (WAL, synchronous=FULL) in the service's data folder. A certificate stands in it
 before it is handed out, so whoever revokes an identity finds all that it has. Rows of certificates
 are kept for a while after their end, for the reader; the audit log keeps what happened for good.
 
-Holds no key and nothing about a patient: serial numbers, identities, times, digests of public keys.
+Holds no key and nothing about a patient: serial numbers, identities, times, digests of public keys
+and of join tokens.
 """
 
 from __future__ import annotations
@@ -27,12 +28,25 @@ CREATE TABLE IF NOT EXISTS issued (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS issued_by_identity ON issued (identity, not_after);
 CREATE INDEX IF NOT EXISTS issued_by_end ON issued (not_after);
+CREATE TABLE IF NOT EXISTS join_tokens (
+  hash BLOB PRIMARY KEY, identity TEXT NOT NULL, made_at INTEGER NOT NULL,
+  expires_at INTEGER NOT NULL, used_at INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revocations (
   id INTEGER PRIMARY KEY CHECK (id = 1), wrapped BLOB NOT NULL, sealed BLOB NOT NULL
 );
 """
 _KEPT_SECONDS = 30 * 86400
 _PRUNE_EVERY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRow:
+    """A join token, without the token. Epoch seconds; `used_at` 0 = it was not."""
+
+    identity: str
+    expires_at: int
+    used_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,39 @@ class Register:
         return self._rows(
             "not_after > ? ORDER BY identity, issued_at DESC, serial LIMIT ?", now, limit
         )
+
+    def add_token(self, token_hash: bytes, identity: str, now: int, expires_at: int) -> None:
+        """Enter a join token (SHA-256 of it), durably; raise KEYSTORE_UNAVAILABLE."""
+        with self._writing():
+            self._db.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - _KEPT_SECONDS,))
+            self._db.execute(
+                "INSERT INTO join_tokens (hash, identity, made_at, expires_at) VALUES (?, ?, ?, ?)",
+                (token_hash, identity, now, expires_at),
+            )
+
+    def use_token(self, token_hash: bytes, now: int) -> JoinRow | None:
+        """Use a join token up, durably, and return it as it was before; None when there is none.
+
+        Of two who use the same one at once, one finds it unused. Raises KEYSTORE_UNAVAILABLE.
+        """
+        with self._writing():
+            row = self._db.execute(
+                "SELECT identity, expires_at, used_at FROM join_tokens WHERE hash = ?",
+                (token_hash,),
+            ).fetchone()
+            self._db.execute(
+                "UPDATE join_tokens SET used_at = ? WHERE hash = ? AND used_at = 0",
+                (now, token_hash),
+            )
+        return None if row is None else JoinRow(*row)
+
+    def void_tokens(self, identity: str, now: int) -> None:
+        """Use up every join token of an identity; raise KEYSTORE_UNAVAILABLE."""
+        with self._writing():
+            self._db.execute(
+                "UPDATE join_tokens SET used_at = ? WHERE identity = ? AND used_at = 0",
+                (now, identity),
+            )
 
     def sealed_revocations(self) -> tuple[bytes, bytes] | None:
         """Return wrapped key and sealed list; None before the first one."""

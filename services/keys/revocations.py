@@ -126,6 +126,7 @@ class RevocationList:
         with self._register.held():
             now = int(self._clock())
             if identity:
+                self._register.void_tokens(identity, now)
                 rows = self._register.living(now, identity)
                 if not rows:
                     raise SealwardError(Reason.NOT_FOUND, "this identity has no living certificate")

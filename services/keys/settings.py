@@ -37,6 +37,12 @@ class KeysSettings(ServiceSettings):
 
     provider: Literal["embedded", "vault"] = "embedded"
     """Where the keys are: the sealed keystore of this machine; HashiCorp Vault or OpenBao."""
+    enroll_dir: Path
+    """Folder of local enrolment, watched by this service."""
+    identity_dir: None = None
+    """Not for this service: it signs its own certificate."""
+    join_address: str = ""
+    """host:port of the listener where other machines join; empty = there is none."""
     unlock_file: Path | None = None
     """File with what opens the root key: an age identity or a passphrase. None = ask at the
     terminal."""

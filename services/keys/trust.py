@@ -7,12 +7,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from sealward.api.keys.v1 import trust_pb2
 from sealward.api.keys.v1.trust_pb2_grpc import TrustServiceServicer
 from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import parse_identity
+from sealward.kit.joining import spki_sha256
 from sealward.kit.reasons import Reason
+from services.keys.joining import (
+    DEFAULT_SECONDS,
+    LONGEST_SECONDS,
+    SHORTEST_SECONDS,
+    JoinTokens,
+)
 from services.keys.register import IssuedRow, Register
 from services.keys.revocations import REASONS, RevocationList, Revoked
 
@@ -29,8 +38,17 @@ _REASON_TEXTS = {number: text for text, number in _REASON_NUMBERS.items()}
 class TrustServicer(TrustServiceServicer):
     """The RPCs. Access by identity is checked before."""
 
-    def __init__(self, register: Register, revocations: RevocationList, trust_domain: str) -> None:
+    def __init__(
+        self,
+        register: Register,
+        revocations: RevocationList,
+        tokens: JoinTokens,
+        trust_domain: str,
+        join_address: str,
+    ) -> None:
         self._register = register
+        self._tokens = tokens
+        self._join_address = join_address
         self._revocations = revocations
         self._trust_domain = trust_domain
 
@@ -88,6 +106,37 @@ class TrustServicer(TrustServiceServicer):
             certificates=found[:_LIMIT],
             version=self._revocations.version,
             truncated=len(found) > _LIMIT,
+        )
+
+    def CreateJoinToken(
+        self, request: trust_pb2.CreateJoinTokenRequest, context: Any
+    ) -> trust_pb2.CreateJoinTokenResponse:
+        """Make a join token."""
+        if not self._join_address:
+            raise SealwardError(
+                Reason.NOT_SUPPORTED,
+                "no machine can join: SEALWARD_KEYS_JOIN_ADDRESS is not set",
+            )
+        seconds = request.ttl_seconds or DEFAULT_SECONDS
+        if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+            raise SealwardError(
+                Reason.FIELD_INVALID,
+                f"ttl_seconds is {SHORTEST_SECONDS} to {LONGEST_SECONDS}",
+                field="ttl_seconds",
+            )
+        uri = self._identity(request.spiffe_id)
+        if not uri:
+            raise SealwardError(Reason.FIELD_INVALID, "spiffe_id has to be set", field="spiffe_id")
+        call_of(context).attributes["target"] = uri
+        authority = self._tokens.authority()
+        token, expires_at = self._tokens.make(parse_identity(uri), seconds)
+        return trust_pb2.CreateJoinTokenResponse(
+            token=token,
+            spiffe_id=uri,
+            expires_at=expires_at,
+            ca_pem=authority.public_bytes(Encoding.PEM).decode("ascii"),
+            ca_spki_sha256=spki_sha256(authority),
+            join_address=self._join_address,
         )
 
     def _identity(self, text: str) -> str:

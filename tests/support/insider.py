@@ -26,7 +26,7 @@ class Insider(CertificateAuthority):
         )
         found = store.content.authorities[store.content.issuing]
         store.close()
-        self.key = load_der_private_key(found.key, None)  # type: ignore[assignment]
+        self.key = load_der_private_key(found.key.reveal(), None)  # type: ignore[assignment]
         self.certificate = x509.load_der_x509_certificate(found.certificate)
         self.name = self.certificate.subject
 

@@ -35,6 +35,7 @@ from sealward.kit.health import Health
 from sealward.kit.identity import PeerReader, parse_identity
 from sealward.kit.logging import get_logger
 from sealward.kit.metrics import ServerMetrics
+from sealward.kit.oldtls import refuse_old_tls
 from sealward.kit.reasons import CODES, Code, Reason
 from sealward.kit.revocation import Revocations
 from sealward.kit.seam import Answer, OutCall
@@ -318,9 +319,7 @@ def test_without_a_confirmed_list_nobody_is_served_but_health(rig: Rig) -> None:
 
 
 def test_tls_12_is_refused(rig: Rig) -> None:
-    from sealward.kit.runner import _refuse_old_tls
-
-    _refuse_old_tls(rig.server.address)
+    refuse_old_tls(rig.server.address)
     # The check itself can fail: the same dial with 1.3 allowed gets through the handshake.
     host, _, port = rig.server.address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

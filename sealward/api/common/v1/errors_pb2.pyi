@@ -54,6 +54,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """This needs a second factor that was proven lately: step up."""
     REASON_CERTIFICATE_REVOKED: _Reason.ValueType  # 11
     """The client certificate was revoked."""
+    REASON_JOIN_TOKEN_UNKNOWN: _Reason.ValueType  # 16
+    """No such join token."""
+    REASON_JOIN_TOKEN_USED: _Reason.ValueType  # 17
+    """The join token was shown before: make a new one."""
+    REASON_JOIN_TOKEN_EXPIRED: _Reason.ValueType  # 18
+    """The join token's time is over: make a new one."""
+    REASON_JOIN_TOKEN_MISMATCH: _Reason.ValueType  # 19
+    """The join token is for another identity, or for another certificate authority."""
     REASON_POLICY_DENIED: _Reason.ValueType  # 20
     """--- What they may do ---------------------------------------------------------------------
     No rule permits this call.
@@ -189,6 +197,14 @@ REASON_STEP_UP_REQUIRED: Reason.ValueType  # 14
 """This needs a second factor that was proven lately: step up."""
 REASON_CERTIFICATE_REVOKED: Reason.ValueType  # 11
 """The client certificate was revoked."""
+REASON_JOIN_TOKEN_UNKNOWN: Reason.ValueType  # 16
+"""No such join token."""
+REASON_JOIN_TOKEN_USED: Reason.ValueType  # 17
+"""The join token was shown before: make a new one."""
+REASON_JOIN_TOKEN_EXPIRED: Reason.ValueType  # 18
+"""The join token's time is over: make a new one."""
+REASON_JOIN_TOKEN_MISMATCH: Reason.ValueType  # 19
+"""The join token is for another identity, or for another certificate authority."""
 REASON_POLICY_DENIED: Reason.ValueType  # 20
 """--- What they may do ---------------------------------------------------------------------
 No rule permits this call.

@@ -257,3 +257,71 @@ class ListCertificatesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCertificatesResponse: _TypeAlias = ListCertificatesResponse  # noqa: Y015
+
+@_typing.final
+class CreateJoinTokenRequest(_message.Message):
+    """Asks for a join token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    """Whom it is for: a service but keys, a workload, or a user."""
+    ttl_seconds: _builtins.int
+    """How long it may be used, seconds: 10 to 3600; 0 = 300."""
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        ttl_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spiffe_id", b"spiffe_id", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJoinTokenRequest: _TypeAlias = CreateJoinTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreateJoinTokenResponse(_message.Message):
+    """A join token. It is kept here as its SHA-256 alone: nobody can ask for it again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    CA_PEM_FIELD_NUMBER: _builtins.int
+    CA_SPKI_SHA256_FIELD_NUMBER: _builtins.int
+    JOIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """32 bytes."""
+    spiffe_id: _builtins.str
+    """Whom it is for."""
+    expires_at: _builtins.int
+    """Until when, seconds since the epoch."""
+    ca_pem: _builtins.str
+    """The authority to trust when the token is used, PEM."""
+    ca_spki_sha256: _builtins.bytes
+    """SHA-256 of that authority's public key (DER)."""
+    join_address: _builtins.str
+    """host:port of the listener where it is used, as the service is bound."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+        spiffe_id: _builtins.str = ...,
+        expires_at: _builtins.int = ...,
+        ca_pem: _builtins.str = ...,
+        ca_spki_sha256: _builtins.bytes = ...,
+        join_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "ca_spki_sha256", b"ca_spki_sha256", "expires_at", b"expires_at", "join_address", b"join_address", "spiffe_id", b"spiffe_id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJoinTokenResponse: _TypeAlias = CreateJoinTokenResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class TrustServiceStub(object):
                 request_serializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.ListCertificatesRequest.SerializeToString,
                 response_deserializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.ListCertificatesResponse.FromString,
                 _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/sealward.api.keys.v1.TrustService/CreateJoinToken',
+                request_serializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
 
 
 class TrustServiceServicer(object):
@@ -79,6 +84,13 @@ class TrustServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJoinToken(self, request, context):
+        """Makes a join token: one certificate for one identity, for a short while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrustServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +108,11 @@ def add_TrustServiceServicer_to_server(servicer, server):
                     servicer.ListCertificates,
                     request_deserializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.ListCertificatesRequest.FromString,
                     response_serializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.ListCertificatesResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.CreateJoinTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +197,33 @@ class TrustService(object):
             '/sealward.api.keys.v1.TrustService/ListCertificates',
             sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.ListCertificatesRequest.SerializeToString,
             sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.ListCertificatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.keys.v1.TrustService/CreateJoinToken',
+            sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.CreateJoinTokenRequest.SerializeToString,
+            sealward_dot_api_dot_keys_dot_v1_dot_trust__pb2.CreateJoinTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

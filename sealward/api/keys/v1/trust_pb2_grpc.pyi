@@ -43,6 +43,8 @@ class TrustServiceStub:
     """
     ListCertificates: _grpc.UnaryUnaryMultiCallable[_trust_pb2.ListCertificatesRequest, _trust_pb2.ListCertificatesResponse]
     """The certificates that were issued and have not expired, and those that were revoked."""
+    CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_trust_pb2.CreateJoinTokenRequest, _trust_pb2.CreateJoinTokenResponse]
+    """Makes a join token: one certificate for one identity, for a short while."""
 
 @_typing.type_check_only
 class TrustServiceAsyncStub(TrustServiceStub):
@@ -59,6 +61,8 @@ class TrustServiceAsyncStub(TrustServiceStub):
     """
     ListCertificates: _aio.UnaryUnaryMultiCallable[_trust_pb2.ListCertificatesRequest, _trust_pb2.ListCertificatesResponse]  # type: ignore[assignment]
     """The certificates that were issued and have not expired, and those that were revoked."""
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_trust_pb2.CreateJoinTokenRequest, _trust_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
+    """Makes a join token: one certificate for one identity, for a short while."""
 
 class TrustServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which certificates are out, and which of them are good no more."""
@@ -90,5 +94,13 @@ class TrustServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trust_pb2.ListCertificatesResponse, _abc.Awaitable[_trust_pb2.ListCertificatesResponse]]:
         """The certificates that were issued and have not expired, and those that were revoked."""
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _trust_pb2.CreateJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trust_pb2.CreateJoinTokenResponse, _abc.Awaitable[_trust_pb2.CreateJoinTokenResponse]]:
+        """Makes a join token: one certificate for one identity, for a short while."""
 
 def add_TrustServiceServicer_to_server(servicer: TrustServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
