@@ -34,6 +34,15 @@ class Health:
             self._parts[part] = ready
         self._publish()
 
+    def show(self, part: str, *, ready: bool) -> None:
+        """Say how a part stands that readiness does not hang on; it is asked for by its name."""
+        self.servicer.set(
+            part,
+            health_pb2.HealthCheckResponse.SERVING
+            if ready
+            else health_pb2.HealthCheckResponse.NOT_SERVING,
+        )
+
     def drain(self) -> None:
         """Say NOT_SERVING from now on."""
         with self._lock:

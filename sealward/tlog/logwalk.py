@@ -16,7 +16,14 @@ from sealward.tlog.errors import LeafError, TileError
 from sealward.tlog.leaf import MIN_LEAF_SIZE, VERSION
 from sealward.tlog.logchange import parse_change_leaf
 from sealward.tlog.merkle import HASH_SIZE, complete_root, edge_root
-from sealward.tlog.tiles import CHECKPOINT_PATH, TILE_HEIGHT, TILE_WIDTH, Tile, parse_path
+from sealward.tlog.tiles import (
+    CHECKPOINT_PATH,
+    COSIGNED_PATH,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    Tile,
+    parse_path,
+)
 
 MAX_FINDINGS = 100
 """Findings that are kept; more are counted."""
@@ -279,7 +286,7 @@ class LogWalk:
         try:
             tile = parse_path(path)
         except TileError:
-            if path != CHECKPOINT_PATH:
+            if path not in {CHECKPOINT_PATH, COSIGNED_PATH}:
                 self.unknown.append(path)
             return
         self.listed.setdefault((tile.level, tile.index), set()).add(tile.width)

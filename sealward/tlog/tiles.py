@@ -24,6 +24,10 @@ MAX_ENTRY_SIZE = 0xFFFF
 CHECKPOINT_PATH = "checkpoint"
 """Where the signed checkpoint is."""
 
+COSIGNED_PATH = "checkpoint.cosigned"
+"""Where the newest checkpoint is that has the cosignatures its log's policy asks for. No part of
+tlog-tiles: a log that is published faster than its witnesses answer has one."""
+
 _PATH = re.compile(
     r"tile/(?P<level>entries|0|[1-9][0-9]?)/(?P<groups>(?:x[0-9]{3}/){0,6})(?P<last>[0-9]{3})"
     r"(?:\.p/(?P<width>[1-9][0-9]{0,2}))?"

@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
+from sealward.api.audit.v1.cosigning_pb2_grpc import add_CosigningServiceServicer_to_server
 from sealward.api.audit.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
 from sealward.api.audit.v1.logs_pb2_grpc import add_LogAdminServiceServicer_to_server
 from sealward.api.audit.v1.reconcile_pb2_grpc import add_ReconcileServiceServicer_to_server
 from sealward.api.audit.v1.review_pb2_grpc import add_ReviewServiceServicer_to_server
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.kit.channel import Channels
+from sealward.kit.clock import read_clock
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.grpcio_front import BatchFront
@@ -24,7 +26,12 @@ from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.server import GrpcServer
 from services.audit.backend import Places
+from services.audit.clock import ClockKeeper
 from services.audit.committer import Committer, MeteredAppender
+from services.audit.cosigning.builtin import BuiltinWitness
+from services.audit.cosigning.introducing import Introducer
+from services.audit.cosigning.keeper import Cosigning, HeldAppender
+from services.audit.cosigning.servicer import CosigningServicer
 from services.audit.entry import DEFAULT_TENANT
 from services.audit.events import OwnEvents
 from services.audit.exporting import ExportServicer
@@ -71,6 +78,8 @@ class AuditApp:
             metrics=LeaseMetrics(ctx.metrics),
         )
         self._backend = open_backend(settings)
+        builtin = BuiltinWitness(self._channels)
+        introducer = Introducer(builtin)
         parts = Parts(
             self._backend,
             self._ring,
@@ -79,7 +88,8 @@ class AuditApp:
             settings.segment_entries,
             settings.publish_ms / 1000,
             Hooks(
-                self._on_size, self._on_published, self._on_full, self._on_broken, self._on_rows
+                self._on_size, self._on_published, self._on_full, self._on_broken, self._on_rows,
+                introducer.check,
             ),
         )  # fmt: skip
         clock = SteadyClock()
@@ -95,10 +105,20 @@ class AuditApp:
         self._shards = _patiently(
             lambda: self._rollover.open(settings.tenant_names), settings.start_seconds
         )
+        _patiently(lambda: introducer.begin(self._shards), settings.start_seconds)
         maker = TenantMaker(self._shards)
-        appender = MeteredAppender(self._shards, metrics)
+        appender = MeteredAppender(
+            HeldAppender(self._shards, lambda: self._cosigning.behind), metrics
+        )
         identity = parse_identity(spiffe_id(settings.trust_domain, "service", "audit"))
         self._events = OwnEvents(lambda: self._committer, maker, identity, metrics, ctx.log)
+        self._cosigning = Cosigning(
+            builtin, self._shards, self._backend, self._events, settings, metrics, ctx.log,
+            policy_file=settings.data_dir / "log.policy", fail=self._on_fork,
+        )  # fmt: skip
+        self._clock = ClockKeeper(
+            lambda: read_clock(settings.clock_source), self._events.clock, metrics
+        )
         self._committer = Committer(
             appender,
             ctx.log,
@@ -135,6 +155,7 @@ class AuditApp:
             ctx,
             servicers=[
                 (add_AuditServiceServicer_to_server, servicer),
+                (add_CosigningServiceServicer_to_server, CosigningServicer(self._cosigning)),
                 (add_ExportServiceServicer_to_server, ExportServicer(self._shards)),
                 (add_LogAdminServiceServicer_to_server, self._lifecycle.servicer),
                 (
@@ -163,6 +184,7 @@ class AuditApp:
         self._lifecycle.observe()
         self._ctx.health.set("disk", ready=True)
         self._ctx.health.set("keys", ready=True)
+        self._ctx.health.set("cosigned", ready=True)
         self._committer.start()
         try:
             self._events.begun(size)
@@ -170,6 +192,7 @@ class AuditApp:
             # A full disk may have space again before anybody asks; it is shown and waited for.
             self._ctx.log.error("log.not-writable", reason=error.reason.name)
         self._rollover.start()
+        self._cosigning.start()
         self._pump.start()
         self._keeper.start()
         self._server.start()
@@ -184,6 +207,7 @@ class AuditApp:
         self._gaps.save()
         self._pump.join(max(1.0, ends - time.monotonic()))
         self._committer.close(max(1.0, ends - time.monotonic()))
+        self._cosigning.stop(max(1.0, ends - time.monotonic()))
         self._rollover.stop(max(1.0, ends - time.monotonic()))
         self._backend.close()
         self._ring.close()
@@ -200,6 +224,7 @@ class AuditApp:
             self._metrics.size.set(size)
 
     def _on_published(self, shard: Shard, size: int) -> None:
+        self._cosigning.rounds.changed()
         if shard.tenant == DEFAULT_TENANT:
             self._metrics.published_size.set(size)
             self._metrics.published_time.set(time.time())
@@ -224,6 +249,17 @@ class AuditApp:
         self._ctx.health.set("disk", ready=False)
         self._ctx.fail(reason)
 
+    def _on_fork(self, reason: str) -> None:
+        self._ctx.health.set("witness", ready=False)
+        self._ctx.fail(reason)
+
+    def _look_at_witnesses(self) -> None:
+        """Show how the witnesses stand; it is readiness only where releasing waits for them."""
+        self._cosigning.tick()
+        current = all(record.state == "ok" for record in self._cosigning.rounds.records)
+        self._ctx.health.show("witness", ready=current)
+        self._ctx.health.set("cosigned", ready=not self._cosigning.behind)
+
     def _keep(self) -> None:
         """What is done now and then: move pages, look for space, summarise refusals."""
         tick = 0
@@ -233,6 +269,8 @@ class AuditApp:
             try:
                 self._rollover.tick()
                 self._gaps.tick()
+                self._clock.tick(self._shards)
+                self._look_at_witnesses()
             except StoreError as error:
                 self._on_broken(str(error))
                 return

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from sealward.kit import attributes as names
 from sealward.kit.chain import ControlCall
+from sealward.kit.clock import Reading
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
 from sealward.kit.reasons import Code, Reason
@@ -170,6 +171,27 @@ class OwnEvents:
                 },
             )
         )
+
+    def fork(self, origin: str, cosigned: int) -> None:
+        """Record that a witness has cosigned what a log does not continue; raise SealwardError."""
+        values: dict[str, AttributeValue] = {
+            names.TARGET: origin, names.COUNT: cosigned, names.REASON: Reason.LOG_STATE.name,
+        }  # fmt: skip
+        self._submit(self._make("audit.fork", "failed", values))
+
+    def clock(self, reading: Reading, origin: str, size: int) -> None:
+        """Record how the clock stands beside a checkpoint of this size; raise SealwardError."""
+        values: dict[str, AttributeValue] = {
+            names.TARGET: origin,
+            names.COUNT: size,
+            names.CLOCK_SOURCE: reading.source,
+            names.CLOCK_SYNCHRONISED: reading.synchronised,
+        }
+        if reading.offset_us is not None:
+            values[names.CLOCK_OFFSET] = reading.offset_us
+        if reading.error_us is not None:
+            values[names.CLOCK_ERROR] = reading.error_us
+        self._submit(self._make("audit.clock", "ok", values))
 
     def begun(self, size: int) -> None:
         """Record that the service started with a log of `size` entries; raise SealwardError."""

@@ -120,12 +120,22 @@ class LogView:
         """The newest size and its signed checkpoint."""
         return self._head
 
-    def receipt(self, event_id: bytes) -> tuple[Placed, bytes]:
-        """Return place and checkpoint of an event; raise SealwardError NOT_FOUND or StoreError."""
-        size, checkpoint = self._head
+    def receipt(
+        self, event_id: bytes, cosigned: tuple[int, bytes] | None = None
+    ) -> tuple[Placed, bytes]:
+        """Return place and checkpoint of an event; raise SealwardError NOT_FOUND or StoreError.
+
+        With `cosigned` (size, checkpoint) against that one; NOT_COSIGNED where it does not cover
+        the event.
+        """
         found = self._store.find((event_id,)).get(event_id)
-        if found is None or found[0] >= size:
+        if found is None or found[0] >= self._head[0]:
             raise SealwardError(Reason.NOT_FOUND, "no such event", field="event_id")
+        size, checkpoint = self._head if cosigned is None else cosigned
+        if found[0] >= size:
+            raise SealwardError(
+                Reason.NOT_COSIGNED, "no cosigned checkpoint covers this event yet", retry_after=1.0
+            )
         return self.placed(found[0], size), checkpoint
 
     def consistency(self, old: int, new: int) -> bytes:

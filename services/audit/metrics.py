@@ -105,6 +105,37 @@ class AuditMetrics:
             "sealward_audit_missing_events", "Numbers of producers that never came",
             registry=registry,
         )  # fmt: skip
+        self.cosigned_size = Gauge(
+            "sealward_audit_cosigned_size",
+            "Entries under the newest checkpoint that satisfies the witness policy",
+            registry=registry,
+        )
+        self.cosigned_time = Gauge(
+            "sealward_audit_cosigned_time_seconds", "When that checkpoint was cosigned",
+            registry=registry,
+        )  # fmt: skip
+        self.uncosigned = Gauge(
+            "sealward_audit_uncosigned_seconds",
+            "How long entries have waited to be cosigned; 0 when all are",
+            registry=registry,
+        )
+        self.witness_failures = Counter(
+            "sealward_audit_witness_failures", "Requests that a witness did not cosign",
+            ["witness"], registry=registry,
+        )  # fmt: skip
+        self.clock_synchronised = Gauge(
+            "sealward_audit_clock_synchronised",
+            "1 when the kernel says that the clock is kept in step, 0 when not or unknown",
+            registry=registry,
+        )
+        self.clock_offset = Gauge(
+            "sealward_audit_clock_offset_seconds", "Offset of the clock, by the kernel's estimate",
+            registry=registry,
+        )  # fmt: skip
+        self.clock_error = Gauge(
+            "sealward_audit_clock_error_seconds", "Largest error of the clock, by the kernel",
+            registry=registry,
+        )  # fmt: skip
         self.full = Gauge(
             "sealward_audit_disk_full", "1 while the disk takes nothing", registry=registry
         )

@@ -20,9 +20,10 @@ from sealward.kit.errors import StartupError
 from sealward.kit.logging import where
 from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
 from sealward.tlog.errors import SignatureError, TlogError
-from sealward.tlog.note import Verifier
+from sealward.tlog.note import Verifier, parse_note
 from sealward.tlog.tiles import (
     CHECKPOINT_PATH,
+    COSIGNED_PATH,
     TILE_HEIGHT,
     TILE_WIDTH,
     Tile,
@@ -67,6 +68,8 @@ class Publisher:
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._size = 0
+        self._published = (0, b"")
+        self._pending: tuple[int, bytes] | None = None
         self._compared = False
         self._failing = False
         self._behind_since: float | None = None
@@ -81,6 +84,19 @@ class Publisher:
         """Say that the log has grown. Cheap, from any thread."""
         if self._behind_since is None:
             self._behind_since = time.monotonic()
+        self._changed.set()
+
+    @property
+    def published(self) -> tuple[int, bytes]:
+        """The newest size that is published, with the checkpoint as the log signed it."""
+        return self._published
+
+    def cosigned(self, size: int, note: bytes) -> None:
+        """Publish a checkpoint that has its cosignatures now. Cheap, from any thread.
+
+        It gets a file of its own, and is the checkpoint itself where that has not grown meanwhile.
+        """
+        self._pending = (size, note)
         self._changed.set()
 
     @property
@@ -108,7 +124,8 @@ class Publisher:
         sink = self._sink
         self._outdated.clear()
         sink.begin()
-        if _size_of(sink.read(CHECKPOINT_PATH)) > size:
+        found = sink.read(CHECKPOINT_PATH)
+        if _size_of(found) > size:
             # Of a service that has taken over: its files are not this one's to write.
             raise SinkMovedError
         for tile in tiles_at(size):
@@ -119,8 +136,9 @@ class Publisher:
                     sink.write(form.path, wanted)
             self._outdate(tile)
         sink.flush()
-        if size and not sink.holds(CHECKPOINT_PATH, checkpoint):
-            repaired += 1
+        if found is None or not _extends(found, checkpoint):
+            repaired += bool(size) and found != checkpoint
+            sink.write(CHECKPOINT_PATH, checkpoint)
         self._complete(size, checkpoint)
         return repaired
 
@@ -129,19 +147,34 @@ class Publisher:
         size, checkpoint = self._log.head
         if size == self._size:
             self._behind_since = None
+        else:
+            for tile in tiles_between(self._size, size):
+                self._sink.write(tile.path, self._content(tile))
+                self._outdate(tile)
+            self._sink.flush()
+            self._sink.write(CHECKPOINT_PATH, checkpoint)
+            self._complete(size, checkpoint)
+            self._drop_partials()
+        self._publish_cosigned()
+
+    def _publish_cosigned(self) -> None:
+        """Write the newest cosigned checkpoint, once its tiles are there."""
+        pending = self._pending
+        if pending is None or pending[0] > self._size:
             return
-        for tile in tiles_between(self._size, size):
-            self._sink.write(tile.path, self._content(tile))
-            self._outdate(tile)
+        note = pending[1]
+        self._sink.write(COSIGNED_PATH, note)
+        if _extends(note, self._published[1]):
+            self._sink.write(CHECKPOINT_PATH, note)
         self._sink.flush()
-        self._complete(size, checkpoint)
-        self._drop_partials()
+        if self._pending is pending:
+            self._pending = None
 
     def _complete(self, size: int, checkpoint: bytes) -> None:
-        """Write the checkpoint over what is there by now."""
-        self._sink.write(CHECKPOINT_PATH, checkpoint)
+        """Note that a checkpoint is there with everything under it."""
         self._sink.flush()
         self._size = size
+        self._published = (size, checkpoint)
         self._compared = True
         # What came meanwhile is a little older than this says, and published next.
         self._behind_since = None if self._log.head[0] == size else time.monotonic()
@@ -243,6 +276,16 @@ def check_published(sink: TileSink | Path, verifiers: Sequence[Verifier], log: L
     if published != Checkpoint(log.origin, published.size, log.root(published.size)):
         raise StartupError("the audit store is not the log that was published")
     return True
+
+
+def _extends(note: bytes, checkpoint: bytes) -> bool:
+    """Return whether a note is a checkpoint as the log signed it, and lines after that."""
+    if not checkpoint or not note.startswith(checkpoint):
+        return False
+    try:
+        return parse_note(note).text == parse_note(checkpoint).text
+    except TlogError:
+        return False
 
 
 def write_vkey(path: Path, line: str) -> None:

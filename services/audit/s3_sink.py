@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from sealward.tlog.errors import TileError
-from sealward.tlog.tiles import CHECKPOINT_PATH, TILE_WIDTH, Tile, parse_path
+from sealward.tlog.tiles import CHECKPOINT_PATH, COSIGNED_PATH, TILE_WIDTH, Tile, parse_path
 from services.audit.tilesink import SinkMovedError, SinkUnavailableError
 
 _THREADS = 4
@@ -30,6 +30,7 @@ _THREADS = 4
 _WAITING = 16
 _SECONDS = 5
 _IMMUTABLE = "max-age=31536000, immutable"
+_CHANGING = {"CacheControl": "no-store", "ContentType": "text/plain; charset=utf-8"}
 
 LockMode = Literal["GOVERNANCE", "COMPLIANCE"]
 
@@ -142,6 +143,9 @@ class S3Sink:
         if path == CHECKPOINT_PATH:
             self._write_checkpoint(data)
             return
+        if path == COSIGNED_PATH:
+            self._put(path, data, **_CHANGING)
+            return
         self._note(path)
         self._later(lambda: self._write_tile(path, data))
 
@@ -189,8 +193,7 @@ class S3Sink:
     def _replace_checkpoint(self, data: bytes) -> None:
         seen = self._checkpoint_tag
         condition = {"IfMatch": seen} if seen else {"IfNoneMatch": "*"}
-        headers = {"CacheControl": "no-store", "ContentType": "text/plain; charset=utf-8"}
-        self._checkpoint_tag = self._put(CHECKPOINT_PATH, data, **headers, **condition)
+        self._checkpoint_tag = self._put(CHECKPOINT_PATH, data, **_CHANGING, **condition)
 
     def _put(self, path: str, data: bytes, **more: Any) -> str:
         more.setdefault("ContentType", "application/octet-stream")

@@ -54,10 +54,10 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     def GetReceipt(
         self, request: audit_pb2.GetReceiptRequest, context: grpc.ServicerContext
     ) -> audit_pb2.GetReceiptResponse:
-        """Place and proof of an event against the newest checkpoint."""
+        """Place and proof of an event against the newest checkpoint, or the newest cosigned one."""
         event_id = _event_id(request.event_id)
         call_of(context).attributes[names.TARGET] = event_id.hex()
-        shard, placed, checkpoint = self._receipt(event_id)
+        shard, placed, checkpoint = self._receipt(event_id, cosigned=request.cosigned)
         return audit_pb2.GetReceiptResponse(
             receipt=receipt_of(placed),
             checkpoint=checkpoint,
@@ -139,10 +139,11 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             checkpoint=checkpoint,
         )
 
-    def _receipt(self, event_id: bytes) -> tuple[Shard, Placed, bytes]:
+    def _receipt(self, event_id: bytes, *, cosigned: bool = False) -> tuple[Shard, Placed, bytes]:
         try:
             shard = self._shards.find(event_id)
-            return shard, *shard.log.receipt(event_id)
+            head = shard.cosigned if cosigned else None
+            return shard, *shard.log.receipt(event_id, head)
         except StoreError:
             raise _unavailable() from None
 

@@ -41,6 +41,21 @@ class AuditSettings(ServiceSettings):
     failover_seconds: float = Field(default=30.0, ge=1, le=600)
     """How long a database that fails over is waited for before the service stops."""
 
+    witness_policy_file: Path | None = None
+    """File with the witness policy (C2SP tlog-policy) and the witnesses' URLs; empty = the built-in
+    witness alone."""
+    witness_ca_file: Path | None = None
+    """Certificates to trust for witnesses' URLs (PEM); empty = those of public authorities."""
+    witness_seconds: float = Field(default=5.0, ge=0.1, le=3600)
+    """Seconds between two rounds of witnesses elsewhere while the log grows."""
+    witness_timeout_seconds: float = Field(default=10.0, ge=1, le=60)
+    """Seconds within which a witness elsewhere has to answer."""
+    witness_hold_seconds: float = Field(default=0.0, ge=0, le=86_400)
+    """Seconds that entries may wait for their cosignatures before nothing is released any more;
+    0 = releasing never waits for a witness."""
+    clock_source: str = Field(default="", pattern=r"^[A-Za-z0-9 .,:_/()-]{0,100}$")
+    """What keeps the clock in step, in words, for the record; empty = what the kernel knows."""
+
     tiles: Literal["directory", "s3"] = "directory"
     """Where tiles and checkpoint are published: in the data folder, or an S3-compatible store."""
     s3_endpoint: str = ""
@@ -63,8 +78,9 @@ class AuditSettings(ServiceSettings):
     """How they are locked."""
 
     @field_validator(
-        "database_url_file", "s3_access_key_file", "s3_secret_key_file", "s3_ca_file", mode="before"
-    )
+        "database_url_file", "s3_access_key_file", "s3_secret_key_file", "s3_ca_file",
+        "witness_policy_file", "witness_ca_file", mode="before",
+    )  # fmt: skip
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         # The empty path would be the working folder.

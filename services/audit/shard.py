@@ -22,7 +22,7 @@ from sealward.tlog.errors import TlogError
 from sealward.tlog.merkle import HASH_SIZE
 from sealward.tlog.note import parse_note, parse_vkeys
 from sealward.tlog.tiledtree import TiledTree
-from sealward.tlog.tiles import TILE_HEIGHT, TILE_WIDTH
+from sealward.tlog.tiles import COSIGNED_PATH, TILE_HEIGHT, TILE_WIDTH
 from services.audit.backend import Backend, Place
 from services.audit.digests import IndexKeys
 from services.audit.entry import EntryMaker
@@ -40,10 +40,14 @@ from services.audit.origin import (
 from services.audit.publisher import Publisher, check_published
 from services.audit.segments import KeyRing, Segments
 from services.audit.store import LogStore, StoreBrokenError
+from services.audit.tilesink import SinkUnavailableError, TileSink
 
 FINAL, FINAL_TIME, FINAL_ROOTS, STATE = "final", "final/time", "final/roots", "state"
 """Named values of a log that has ended: its final checkpoint, when (nanoseconds since the epoch, in
 decimal), the joined roots of its full tiles, and its state."""
+
+FINAL_COSIGNED = "final/cosigned"
+"""Its final checkpoint with the cosignatures that the policy asks for, once it has them."""
 
 FINAL_COSE = "final/cose"
 """What its key signed of the final root for COSE receipts (sealward.tlog.cose.sign_root)."""
@@ -91,6 +95,10 @@ class Shard(Protocol):
         """Heads, receipts and proofs."""
 
     @property
+    def cosigned(self) -> tuple[int, bytes]:
+        """The newest size whose checkpoint satisfies the witness policy, and that checkpoint."""
+
+    @property
     def index(self) -> Index:
         """Its rows. SealwardError LOG_PURGED when they are gone."""
 
@@ -113,13 +121,17 @@ class Shard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Whom a growing log tells: of its size, of what was published, of its disk, of its end."""
+    """Whom a growing log tells: of its size, of what was published, of its disk, of its end.
+
+    `check` looks at a log before anything is appended to it; raises StartupError or SealwardError.
+    """
 
     on_size: Callable[[Shard, int], None] = lambda _shard, _size: None
     on_published: Callable[[Shard, int], None] = lambda _shard, _size: None
     on_full: Callable[[bool], None] = lambda _full: None
     on_broken: Callable[[str], None] = lambda _reason: None
     on_rows: Callable[[Shard, int, Sequence[Row | None]], None] = lambda _shard, _first, _rows: None
+    check: Callable[[Shard], None] = lambda _shard: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +162,8 @@ class LiveShard:
         self._parts = parts
         self.place = place
         self.closed = False
+        # Replaced as a whole, by who asks the witnesses.
+        self.cosigned: tuple[int, bytes] = (0, b"")
         with ExitStack() as opened:
             self.store = parts.backend.store(place)
             opened.callback(self.store.close)
@@ -199,6 +213,8 @@ class LiveShard:
         sink = parts.backend.sink(self.place, self.origin)
         if not check_published(sink, parse_vkeys("\n".join(self.vkeys)), self.log):
             parts.logger.warning("publisher.torn-checkpoint")
+        hooks.check(self)
+        self.left = _left(sink)
         self.publisher = Publisher(
             self.log,
             self.store,
@@ -278,6 +294,9 @@ class PastShard:
         except TlogError:
             raise StartupError(f"{self.place.folder} has no final checkpoint: damaged") from None
         self.vkeys = vkey_lines(key_state(store))
+        self.cosigned = (
+            (self.checkpoint.size, found) if (found := store.get(FINAL_COSIGNED)) else (0, b"")
+        )
         self.stored_state = (store.get(STATE) or b"frozen").decode()
         # One whose keys are being destroyed opens no more.
         self.state: State = "frozen" if self.stored_state == "frozen" else "purged"
@@ -378,6 +397,17 @@ class PastShard:
             raise SealwardError(
                 Reason.LOG_PURGED, "the keys of this log were destroyed at the end of its retention"
             )
+
+
+def _left(sink: TileSink) -> bytes:
+    """Return the cosigned checkpoint that an earlier run has published; empty when there is none.
+
+    It is only a beginning: whoever takes it up verifies it.
+    """
+    try:
+        return sink.read(COSIGNED_PATH) or b""
+    except (SinkUnavailableError, OSError):
+        return b""
 
 
 def is_sealed(place: Place) -> bool:

@@ -24,6 +24,7 @@ _PASSED_ON = frozenset(
         Reason.CERTIFICATE_REQUEST_INVALID,
         Reason.KEY_REVOKED,
         Reason.OVERLOADED,
+        Reason.NOT_COSIGNED,
     }
 )
 
@@ -67,4 +68,9 @@ def _from_details(value: bytes) -> SealwardError | None:
     reason = Reason.__members__.get(info.reason)
     if reason is None or reason not in _PASSED_ON:
         return None
-    return SealwardError(reason, status.message, field=info.metadata.get("field", ""))
+    return SealwardError(
+        reason,
+        status.message,
+        field=info.metadata.get("field", ""),
+        retry_after=1 if reason is Reason.NOT_COSIGNED else None,
+    )

@@ -284,9 +284,17 @@ class LogServicer(pb_grpc.LogServiceServicer):
         if not caller.local and found.summary.actor != caller.identity.name:
             # The same answer as for an event that does not exist.
             raise SealwardError(Reason.NOT_FOUND, "there is no such event", field="event_id")
-        receipt = found.receipt
+        receipt, checkpoint = found.receipt, found.checkpoint
+        if request.cosigned:
+            proven = ask(
+                AuditServiceStub(self._audit()).GetReceipt,
+                audit_pb2.GetReceiptRequest(event_id=request.event_id, cosigned=True),
+                deadline=deadline_of(context),
+                unavailable=Reason.AUDIT_UNAVAILABLE,
+            )
+            receipt, checkpoint = proven.receipt, proven.checkpoint
         text = format_receipt(
-            receipt.log_index, receipt.path, receipt.leaf, bytes(SALT_SIZE), found.checkpoint
+            receipt.log_index, receipt.path, receipt.leaf, bytes(SALT_SIZE), checkpoint
         )
         return pb.GetReceiptResponse(receipt=text)
 

@@ -50,6 +50,8 @@ class Service:
         self.settings = settings
         self.log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        # What Python runs.
+        self.program = ["-m", f"services.{name}"]
 
     @property
     def data(self) -> Path:
@@ -78,7 +80,7 @@ class Service:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{self.name}"],
+                [sys.executable, *self.program],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

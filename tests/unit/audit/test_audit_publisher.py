@@ -11,9 +11,10 @@ import pytest
 
 from sealward.kit.errors import StartupError
 from sealward.tlog.logdir import LogReport, verify_directory
-from sealward.tlog.note import parse_vkeys
+from sealward.tlog.note import Signature, add_signatures, parse_note, parse_vkeys
 from services.audit.publisher import Publisher, check_published, write_vkey
 from tests.support.audit_suite import Ring, Suite, open_suite
+from tests.support.cosigners import ed25519
 
 Reopen = Callable[..., Suite]
 
@@ -156,3 +157,64 @@ def test_a_failure_to_publish_is_made_good(suite: Suite, folder: Path, logger: A
     folder.unlink()
     assert files._guard(files._first)
     assert verify(suite, folder).size == 1
+
+
+def cosigned(suite: Suite) -> tuple[int, bytes]:
+    """The newest checkpoint with a witness's line."""
+    size, note = suite.log.head
+    witness = ed25519("w.example")
+    line = Signature(witness.name, witness.key_id, witness.sign(parse_note(note).text))
+    return size, add_signatures(note, [line])
+
+
+def test_a_cosigned_checkpoint_is_published_beside_the_newest(
+    suite: Suite, folder: Path, logger: Any
+) -> None:
+    suite.log.append([suite.entry()])
+    files = publisher(suite, folder, logger)
+    files.rebuild()
+    assert files.published == suite.log.head
+    size, note = cosigned(suite)
+    files.cosigned(size, note)
+    files.publish()
+    # The log has not grown: it is the checkpoint itself as well.
+    assert (folder / "checkpoint").read_bytes() == note
+    assert (folder / "checkpoint.cosigned").read_bytes() == note
+    verify(suite, folder)
+    suite.log.append([suite.entry()])
+    files.publish()
+    assert (folder / "checkpoint").read_bytes() == suite.log.head[1]
+    assert (folder / "checkpoint.cosigned").read_bytes() == note
+    # One that comes late does not go before the newest.
+    files.cosigned(size, note)
+    files.publish()
+    assert (folder / "checkpoint").read_bytes() == suite.log.head[1]
+    verify(suite, folder)
+
+
+def test_a_cosigned_checkpoint_waits_for_its_tiles(suite: Suite, folder: Path, logger: Any) -> None:
+    files = publisher(suite, folder, logger)
+    files.rebuild()
+    suite.log.append([suite.entry()])
+    files.cosigned(*cosigned(suite))
+    files._publish_cosigned()
+    assert not (folder / "checkpoint.cosigned").exists()
+    files.publish()
+    assert (folder / "checkpoint.cosigned").exists()
+
+
+def test_a_start_leaves_a_cosigned_checkpoint_alone_and_nothing_else(
+    suite: Suite, folder: Path, logger: Any
+) -> None:
+    suite.log.append([suite.entry()])
+    files = publisher(suite, folder, logger)
+    files.rebuild()
+    _, note = cosigned(suite)
+    (folder / "checkpoint").write_bytes(note)
+    assert check_published(folder, (suite.signer.verifier,), suite.log)
+    assert publisher(suite, folder, logger).rebuild() == 0
+    assert (folder / "checkpoint").read_bytes() == note
+    for wrong in (note + b"more", note[:-1], note.replace(b"\n", b"\n\n", 1)):
+        (folder / "checkpoint").write_bytes(wrong)
+        assert publisher(suite, folder, logger).rebuild() == 1
+        assert (folder / "checkpoint").read_bytes() == suite.log.head[1]

@@ -1,0 +1,1 @@
+"""Asks witnesses to cosign what is published, and learns from them of a rollback."""
