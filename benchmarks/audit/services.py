@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from sealward.cli.suite import free_ports
@@ -19,16 +20,17 @@ _START_SECONDS = 120.0
 class Services:
     """Keys and audit. Both are ended with `end`, whatever happened."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, provider: Mapping[str, object] | None = None) -> None:
+        """`provider`: settings of keys for another provider than the embedded keystore."""
         self.folder = folder
         write_private(folder / "unlock", new_identity().encode())
         self.keys_address, self.address, metrics = (f"127.0.0.1:{p}" for p in free_ports(3))
-        self._settings = {
+        self._settings: dict[str, dict[str, object]] = {
             "keys": {
                 "ADDRESS": self.keys_address,
-                "UNLOCK_FILE": folder / "unlock",
                 "AUDIT_ADDRESS": self.address,
                 "METRICS_ADDRESS": "127.0.0.1:0",
+                **(provider or {"UNLOCK_FILE": folder / "unlock"}),
             },
             "audit": {
                 "ADDRESS": self.address,

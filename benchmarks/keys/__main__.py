@@ -27,6 +27,8 @@ from benchmarks import measure
 from benchmarks.audit.services import Services
 from benchmarks.keys import rpc, transport
 from benchmarks.keys.report import rows, table
+from benchmarks.keys.vault import Vault, vault
+from sealward.kit.spool import Spool
 
 _HERE = Path(__file__).parent
 
@@ -66,24 +68,40 @@ def run(scratch: Path, rounds: int, seconds: float, large: int) -> dict[str, Any
     }
     _say("sealing beside the bare cipher")
     results["local"] = _module("benchmarks.keys.local", str(rounds), str(seconds))
-    folder = scratch / "services"
-    folder.mkdir(mode=0o700)
-    running = Services(folder)
-    try:
-        _say("the keys service")
-        running.start("keys")
-        results["provider"] = "embedded"
-        results["calls"] = rpc.latencies(rpc.calls(running, {}), rounds, seconds)
-        results["leased"] = rpc.leased(running)
-        _say("mutual TLS")
-        results["transport"] = transport.run(running, rounds, seconds)
-    finally:
-        running.end()
+    for name in ("vault", "services"):
+        (scratch / name).mkdir(mode=0o700)
+    with vault(scratch / "vault") as beside:
+        results["provider"] = "vault" if beside else "embedded"
+        running = Services(scratch / "services", beside.settings() if beside else None)
+        try:
+            _say(f"the keys service, provider {results['provider']}")
+            running.begin()
+            results |= _keys(running, beside, rounds)
+            _say("mutual TLS")
+            results["transport"] = transport.run(running, rounds, seconds)
+        finally:
+            running.end()
     results["fdatasync_us"] = measure.percentile(measure.fdatasync_micros(scratch), 0.5)
     _say(f"a file of {large / 2**30:g} GiB")
     results["large"] = _module("benchmarks.keys.large", str(scratch), str(large))
     results["load_average"] = [before, os.getloadavg()[0]]
     return results
+
+
+def _keys(running: Services, beside: Vault | None, rounds: int) -> dict[str, Any]:
+    works = rpc.calls(running)
+    if beside:
+        works["hvac"] = beside.data_key(rpc.CONTEXT)
+    spool = Spool(running.folder / "spool.sqlite")
+    works["record"] = lambda: spool.append(lambda _number: bytes(400))
+    calls = rpc.latencies(works, rounds)
+    lease = rpc.Lease(running)
+    try:
+        leased: dict[str, float] = {}
+        reached = beside.counted(lambda: leased.update(lease.use())) if beside else None
+        return {"calls": calls, "leased": {**(leased or lease.use()), "vault": reached}}
+    finally:
+        lease.close()
 
 
 def _module(*arguments: str) -> Any:
