@@ -75,8 +75,8 @@ def run(scratch: Path, rounds: int, seconds: float, large: int) -> dict[str, Any
         running = Services(scratch / "services", beside.settings() if beside else None)
         try:
             _say(f"the keys service, provider {results['provider']}")
-            running.begin()
-            results |= _keys(running, beside, rounds)
+            running.start("keys")
+            results |= _keys(running, beside, rounds, seconds)
             _say("mutual TLS")
             results["transport"] = transport.run(running, rounds, seconds)
         finally:
@@ -88,13 +88,13 @@ def run(scratch: Path, rounds: int, seconds: float, large: int) -> dict[str, Any
     return results
 
 
-def _keys(running: Services, beside: Vault | None, rounds: int) -> dict[str, Any]:
+def _keys(running: Services, beside: Vault | None, rounds: int, seconds: float) -> dict[str, Any]:
     works = rpc.calls(running)
     if beside:
         works["hvac"] = beside.data_key(rpc.CONTEXT)
     spool = Spool(running.folder / "spool.sqlite")
     works["record"] = lambda: spool.append(lambda _number: bytes(400))
-    calls = rpc.latencies(works, rounds)
+    calls = rpc.latencies(works, rounds, seconds)
     lease = rpc.Lease(running)
     try:
         leased: dict[str, float] = {}

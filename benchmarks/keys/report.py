@@ -127,7 +127,11 @@ def _calls(results: Results) -> list[str]:
         "hvac": "Vault Transit: data key, over hvac",
         "record": "making a record durable, in process",
     }
-    lines = ["", "One call on its way, mutual TLS, at the caller, audit running beside:", ""]
+    lines = [
+        "",
+        "One call on its way, mutual TLS, at the caller; records stay in the spool:",
+        "",
+    ]
     lines += ["| | p50 µs | p99 µs |", "|---|---:|---:|"]
     lines += [
         f"| {names[name]} | {found['p50_us']:,.0f} | {found['p99_us']:,.0f} |"

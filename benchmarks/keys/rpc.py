@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.audit.services import Services
-from benchmarks.measure import middle, pause, percentile
+from benchmarks.measure import middle, percentile
 from sealward.api.keys.v1 import keys_pb2
 from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
 from sealward.kit.channel import Channels
@@ -18,8 +18,6 @@ from sealward.seal.lease import Lease as Bounds
 CONTEXT = EncryptionContext("default", "session", "benchmark")
 _SERVER = "keys.sealward.local"
 _USES = 100_000
-_CALLS = 100
-_PAUSE_SECONDS = 0.01
 
 
 class CountingSource(KeysServiceSource):
@@ -58,16 +56,16 @@ def calls(services: Services) -> dict[str, Callable[[], object]]:
     }
 
 
-def latencies(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
-    """Time each call in turns, one on its way, with a pause before each; microseconds.
-
-    With the pause what one call leaves to do (a record goes on to audit) is not in the next.
-    """
+def latencies(
+    works: dict[str, Callable[[], object]], rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Time each call in turns, one on its way and the next right after it; microseconds."""
     raw: dict[str, list[dict[str, float]]] = {name: [] for name in works}
+    for work in works.values():
+        _measure(work, 0.2)
     for turn in range(rounds):
         for name in sorted(works, reverse=bool(turn % 2)):
-            works[name]()
-            raw[name].append(_measure(works[name]))
+            raw[name].append(_measure(works[name], seconds))
     return {
         name: {
             **{key: middle([point[key] for point in points]) for key in points[0]},
@@ -77,11 +75,10 @@ def latencies(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
     }
 
 
-def _measure(work: Callable[[], object]) -> dict[str, float]:
+def _measure(work: Callable[[], object], seconds: float) -> dict[str, float]:
     taken: list[float] = []
-    for _ in range(_CALLS):
-        pause(_PAUSE_SECONDS)
-        began = time.perf_counter()
+    ends = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < ends:
         work()
         taken.append((time.perf_counter() - began) * 1e6)
     return {"p50_us": percentile(taken, 0.5), "p99_us": percentile(taken, 0.99)}
