@@ -63,7 +63,7 @@ def role(server: VaultServer, config: VaultConfig, **options: object) -> None:
 def accessor_of(server: VaultServer, found: Opened) -> str:
     token = found.session._token
     assert token is not None
-    answer = server.ask("post", "auth/token/lookup", {"token": token.value})
+    answer = server.ask("post", "auth/token/lookup", {"token": token.value.reveal().decode()})
     return str(answer["data"]["accessor"])
 
 
@@ -237,10 +237,16 @@ def test_the_token_is_given_back_at_the_end_and_told_to_nobody(
         assert token is not None
         key, wrapped = found.branches.create(SESSION)
         shown = repr([found.session, token, found.session.config, found.session.wire, vars(found)])
-        assert server.status("get", "auth/token/lookup-self", token=token.value)[0] == 200
-    assert server.status("get", "auth/token/lookup-self", token=token.value)[0] == 403
+        assert (
+            server.status("get", "auth/token/lookup-self", token=token.value.reveal().decode())[0]
+            == 200
+        )
+    assert (
+        server.status("get", "auth/token/lookup-self", token=token.value.reveal().decode())[0]
+        == 403
+    )
     text = caplog.text + shown
-    for secret in (token.value, key.hex(), wrapped.decode()):
+    for secret in (token.value.reveal().decode(), key.hex(), wrapped.decode()):
         assert secret not in text
     assert refused(lambda: found.branches.create(SESSION)).reason is Reason.KEYSTORE_UNAVAILABLE
 

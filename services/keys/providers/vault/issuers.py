@@ -2,7 +2,8 @@
 
 The trust bundle is every issuer of the engine that has a key there and has not expired. An issuer
 is trusted itself, whatever signed it: a hospital's root that comes along in a chain is not. The
-engine's default issuer signs. Those of our making are numbered, `sealward-1` and up.
+engine's default issuer signs; one that is announced is called `sealward-next-N`, and `sealward-N`
+once it signs. Every other one signs no more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from services.keys.providers.vault.shredder import Shredder
 from services.keys.providers.vault.troubles import RefusedError
 
 LIFE = "87600h"
-_NAME = re.compile(r"sealward-([1-9][0-9]{0,8})")
+_NAME = re.compile(r"sealward-(next-)?([1-9][0-9]{0,8})")
 _MOST = 16
 _NOT_FOUND = 404
 
@@ -35,20 +36,28 @@ class Issuer:
     """An issuer of the engine."""
 
     id: str
-    number: int
+    name: str
     key_id: str
     default: bool
     certificate: x509.Certificate
 
     @property
-    def ours(self) -> bool:
-        """False for one that only came along in a chain: named by others, and without a key."""
-        return bool(self.key_id or self.number)
+    def number(self) -> int:
+        """Its number, 0 for one of somebody else's naming."""
+        return _number(self.name)
 
     @property
-    def age(self) -> tuple[float, int]:
+    def state(self) -> AuthorityState:
+        """Where it stands."""
+        if self.default:
+            return "issuing"
+        return "next" if self.name.startswith("sealward-next-") else "leaving"
+
+    @property
+    def age(self) -> tuple[int, float, int]:
         """What issuers are sorted by, oldest first."""
-        return self.certificate.not_valid_before_utc.timestamp(), self.number
+        stage = ("leaving", "issuing", "next").index(self.state)
+        return stage, self.certificate.not_valid_before_utc.timestamp(), self.number
 
 
 class Issuers:
@@ -72,9 +81,12 @@ class Issuers:
 
     def states(self) -> list[tuple[Issuer, AuthorityState]]:
         """The trusted ones, newest first."""
-        found = self._found
-        age = next(issuer.age for issuer in found if issuer.default)
-        return [(issuer, _state(issuer, age)) for issuer in reversed(_trusted(found, self._clock))]
+        now = self._clock()
+        return [
+            (issuer, issuer.state)
+            for issuer in reversed(self._found)
+            if issuer.key_id and issuer.certificate.not_valid_after_utc > now
+        ]
 
     def read(self) -> None:
         """Ask Vault."""
@@ -103,46 +115,45 @@ class Issuers:
         """Make the next one unless there is one."""
         with self._changing:
             self.read()
-            if self._next() is not None:
-                return
-            number = max(issuer.number for issuer in self._found) + 1
-            self._do(
-                f"{self._pki}/issuers/generate/root/internal", root(self._trust_domain, number)
-            )
-            self.read()
+            if self._next() is None:
+                number = max(issuer.number for issuer in self._found) + 1
+                made = root(self._trust_domain, number, f"sealward-next-{number}")
+                self._do(f"{self._pki}/issuers/generate/root/internal", made)
+                self.read()
 
     def adopt(self) -> None:
-        """Let the newest one sign."""
+        """Let the next one sign, if there is one."""
         with self._changing:
             self.read()
             issuer = self._next()
             if issuer is None:
                 return
-            self._do(
-                f"{self._pki}/issuer/{issuer.id}",
-                {"issuer_name": f"sealward-{issuer.number}", **LEAVES_END_WITH_IT},
-            )
+            path = f"{self._pki}/issuer/{issuer.id}"
+            self._do(path, {"issuer_name": issuer.name, **LEAVES_END_WITH_IT})
             self._do(f"{self._pki}/config/issuers", {"default": issuer.id})
+            # Last: what signs is told by the engine, not by its name.
+            name = f"sealward-{issuer.number}"
+            self._do(path, {"issuer_name": name, **LEAVES_END_WITH_IT})
             self.read()
 
     def drop(self) -> None:
-        """Destroy those that are older than the one that signs; also raises NOT_SUPPORTED."""
+        """Destroy those that sign no more; also raises NOT_SUPPORTED."""
         with self._changing:
             self.read()
-            age = self.issuing.age
-            old = [issuer for issuer in self._found if issuer.age < age and issuer.ours]
+            # One without a key came along in a chain.
+            old = [i for i in self._found if i.state == "leaving" and i.key_id]
             if not old:
                 return
             kept = {issuer.key_id for issuer in self._found if issuer not in old}
+            newest = max(issuer.number for issuer in self._found)
             self._shredder.drop(
                 [issuer.id for issuer in old],
-                lambda key, name: key not in kept and _is_older(name, self.issuing.number),
+                lambda key, name: key not in kept and 0 < _number(name) <= newest,
             )
             self.read()
 
     def _next(self) -> Issuer | None:
-        newest = self._found[-1]
-        return newest if newest.age > self.issuing.age else None
+        return next((issuer for issuer in self._found if issuer.state == "next"), None)
 
     def _do(self, path: str, body: Mapping[str, Any]) -> None:
         try:
@@ -160,21 +171,19 @@ class Issuers:
         if key_id and not isinstance(certificate.public_key(), ec.EllipticCurvePublicKey):
             # grpcio would refuse it in every handshake.
             raise unusable()
-        number = _NAME.fullmatch(str(info.get("issuer_name") or ""))
-        return Issuer(
-            name, int(number[1]) if number else 0, key_id, bool(info.get("is_default")), certificate
-        )
+        called = str(info.get("issuer_name") or "")
+        return Issuer(name, called, key_id, bool(info.get("is_default")), certificate)
 
 
 LEAVES_END_WITH_IT = {"leaf_not_after_behavior": "truncate"}
 """A certificate's life ends with its issuer's, where it would be refused else."""
 
 
-def root(trust_domain: str, number: int) -> dict[str, Any]:
+def root(trust_domain: str, number: int, name: str) -> dict[str, Any]:
     """Return what Vault is asked for: a self-signed authority that signs leaves only."""
     return {
         "common_name": f"Sealward {trust_domain}"[:64],
-        "issuer_name": f"sealward-{number}",
+        "issuer_name": name,
         "key_name": f"sealward-{number}",
         "exclude_cn_from_sans": True,
         "key_type": "ec",
@@ -184,20 +193,9 @@ def root(trust_domain: str, number: int) -> dict[str, Any]:
     }
 
 
-def _trusted(found: tuple[Issuer, ...], clock: Clock) -> list[Issuer]:
-    now = clock()
-    return [i for i in found if i.key_id and i.certificate.not_valid_after_utc > now]
-
-
-def _state(issuer: Issuer, issuing: tuple[float, int]) -> AuthorityState:
-    if issuer.default:
-        return "issuing"
-    return "next" if issuer.age > issuing else "leaving"
-
-
-def _is_older(key_name: str, number: int) -> bool:
-    found = _NAME.fullmatch(key_name)
-    return found is not None and int(found[1]) < number
+def _number(name: str) -> int:
+    found = _NAME.fullmatch(name)
+    return int(found[2]) if found else 0
 
 
 def _missing(pki: str) -> SealwardError:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from sealward.kit.errors import StartupError
+from sealward.seal.secret import Secret
 from services.keys.files import read_private, write_durable
 from services.keys.providers.vault.config import AppRole, ClientCertificate, VaultConfig
 from services.keys.providers.vault.troubles import RefusedError
@@ -24,7 +25,7 @@ SHREDDER_ROLE = "shredder"
 class Token:
     """A Vault token and its life in seconds, counted from when it was asked for."""
 
-    value: str = field(repr=False)
+    value: Secret
     seconds: float
     renewable: bool
 
@@ -69,18 +70,19 @@ def unwrap(wire: Wire, config: VaultConfig, login: AppRole, role: str) -> bool:
     wrapping = _secret(login.wrapped_file)
     # The file may be one that we cannot remove.
     taken = login.kept_file.with_suffix(".taken")
+    itself = Secret(wrapping.encode("ascii"))
     mark = sha256(wrapping.encode()).hexdigest().encode()
     if taken.exists() and taken.read_bytes() == mark:
         return False
     expected = f"{config.names.approle}/role/{role}/secret-id"
     try:
-        found = _ask(wire, "sys/wrapping/lookup", {"token": wrapping}, wrapping)
+        found = _ask(wire, "sys/wrapping/lookup", {"token": wrapping}, itself)
         if found.get("data", {}).get("creation_path") != expected:
             raise StartupError(
                 f"{login.wrapped_file} was not made for this service: do not use it, and find out"
                 " where it came from"
             )
-        secret = str(_ask(wire, "sys/wrapping/unwrap", {}, wrapping)["data"]["secret_id"])
+        secret = str(_ask(wire, "sys/wrapping/unwrap", {}, itself)["data"]["secret_id"])
     except (RefusedError, KeyError):
         raise StartupError(
             f"the wrapped secret id in {login.wrapped_file} has expired or was unwrapped before: if"
@@ -123,13 +125,15 @@ def read_token(answer: Mapping[str, Any]) -> Token:
     if "root" in (auth.get("policies") or ()):
         raise RefusedError(400, ("a root token",))
     return Token(
-        str(auth["client_token"]),
+        Secret(str(auth["client_token"]).encode("ascii")),
         float(auth.get("lease_duration") or 0),
         bool(auth.get("renewable")),
     )
 
 
-def _ask(wire: Wire, path: str, body: Mapping[str, Any], token: str = "") -> Mapping[str, Any]:
+def _ask(
+    wire: Wire, path: str, body: Mapping[str, Any], token: Secret | None = None
+) -> Mapping[str, Any]:
     # Not repeatable: a secret id may be good for one login.
     answer = wire.send("post", path, body, token=token, repeatable=False)
     if answer.status >= 400:

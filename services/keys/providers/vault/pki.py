@@ -130,19 +130,16 @@ class VaultAuthority:
             right = False
         if not right:
             raise unusable()
-        if not self._trusted(leaf):
+        if not _signed(leaf, self._issuers.issuing.certificate):
             # Another authority signs since we last looked.
             self._issuers.refresh()
-            if not self._trusted(leaf):
+            if not any(_signed(leaf, one.certificate) for one, _ in self._issuers.states()):
                 raise unusable()
         return Issued(
             leaf.public_bytes(Encoding.PEM),
             leaf.serial_number,
             int(leaf.not_valid_after_utc.timestamp()),
         )
-
-    def _trusted(self, leaf: x509.Certificate) -> bool:
-        return any(_signed(leaf, issuer.certificate) for issuer, _ in self._issuers.states())
 
 
 def _names_of(leaf: x509.Certificate) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from sealward.kit.identity import parse_identity, spiffe_id
+from sealward.seal.secret import Secret
 from services.keys.profiles import Lives, Profile, profile_of
 from services.keys.providers.vault.config import Target
 from services.keys.providers.vault.issuers import LEAVES_END_WITH_IT, LIFE, root
@@ -70,7 +71,7 @@ class Administrator:
 
     def __init__(self, target: Target, token: str) -> None:
         self._wire = Wire(target)
-        self._token = token
+        self._token = Secret(token.encode("ascii"))
 
     def close(self) -> None:
         """Close the connections."""
@@ -158,10 +159,10 @@ class Administrator:
         answer = self._ask("list", f"{plan.names.pki}/issuers", absent=True)
         if answer.status != _NOT_FOUND and answer.data.get("keys"):
             return []
-        made = self._ask(
-            "post", f"{plan.names.pki}/issuers/generate/root/internal", root(plan.trust_domain, 1)
-        )
-        body = {"issuer_name": "sealward-1", **LEAVES_END_WITH_IT}
+        name = "sealward-1"
+        path = f"{plan.names.pki}/issuers/generate/root/internal"
+        made = self._ask("post", path, root(plan.trust_domain, 1, name))
+        body = {"issuer_name": name, **LEAVES_END_WITH_IT}
         self._ask("post", f"{plan.names.pki}/issuer/{made.data.get('issuer_id')}", body)
         return [f"CA of {plan.trust_domain}"]
 

@@ -21,6 +21,7 @@ from requests.exceptions import ConnectionError as ConnectError
 from requests.exceptions import ConnectTimeout, RequestException, SSLError, Timeout
 from urllib3.exceptions import NewConnectionError
 
+from sealward.seal.secret import Secret
 from services.keys.providers.vault.config import Target
 from services.keys.providers.vault.troubles import Trouble, UnavailableError
 
@@ -85,7 +86,7 @@ class Wire:
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
-        token: str = "",
+        token: Secret | None = None,
         repeatable: bool = True,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
@@ -125,8 +126,8 @@ class Wire:
         if answer.status not in _STATES:
             raise UnavailableError(Trouble.FAILING)
 
-    def _standing(self, path: str, token: str) -> dict[str, str]:
-        headers = {"X-Vault-Token": token} if token else {}
+    def _standing(self, path: str, token: Secret | None) -> dict[str, str]:
+        headers = {"X-Vault-Token": token.reveal().decode("ascii")} if token else {}
         # Health is the server's, not a namespace's.
         if self._target.namespace and path != _HEALTH:
             headers["X-Vault-Namespace"] = self._target.namespace
