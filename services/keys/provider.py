@@ -117,6 +117,7 @@ def _open_vault(ctx: ServiceContext[KeysSettings], marker: Path) -> Provider:
 
     settings = ctx.settings
     config = settings.vault()
+    known = _read_marker(marker, settings.trust_domain)
     lock = _lock(settings.data_dir / "provider.lock")
     session = VaultSession(config, settings.lease_hard_seconds)
     try:
@@ -129,7 +130,6 @@ def _open_vault(ctx: ServiceContext[KeysSettings], marker: Path) -> Provider:
         authority = VaultAuthority(session, shredder, settings.trust_domain)
         authority.load()
         branches = VaultBranchKeys(session, shredder)
-        known = _read_marker(marker, settings.trust_domain)
         if not known and branches.names():
             raise StartupError(
                 f"the Vault at {session.wire.address} holds keys of another folder below"

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +10,6 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from google.rpc.error_details_pb2 import ErrorInfo
-from google.rpc.status_pb2 import Status
 
 from sealward.api.keys.v1 import keys_pb2
 from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
@@ -27,122 +18,23 @@ from sealward.kit.enroll import enroll, write_private
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.reasons import Reason
-from sealward.kit.tls import Credentials, Material, key_to_pem, load_material, make_csr, new_key
+from sealward.kit.tls import Credentials, key_to_pem, load_material, make_csr, new_key
 from sealward.seal.context import EncryptionContext
 from sealward.seal.rootkey import new_identity
+from tests.support.keys_process import TD, KeysProcess, embedded, on_vault, proto, reason_of
+from tests.support.waiting import until
 
-TD = "sealward.local"
 SESSION = EncryptionContext("default", "session", "epoch-1")
 MODEL = EncryptionContext("default", "model", "breast-cancer@1")
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class KeysProcess:
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.folder = folder
-        self.address = f"127.0.0.1:{free_port()}"
-        self.settings = settings
-        self.process: subprocess.Popen[bytes] | None = None
-        self.unlock = folder / "unlock"
-        self.log = folder / "keys.log"
-        if not self.unlock.exists():
-            write_private(self.unlock, new_identity().encode())
-
-    @property
-    def enroll_dir(self) -> Path:
-        return self.folder / "enroll"
-
-    @property
-    def keystore(self) -> Path:
-        return self.folder / "keys" / "keystore"
-
-    def launch(self) -> None:
-        settings = {
-            "ADDRESS": self.address,
-            "METRICS_ADDRESS": "127.0.0.1:0",
-            "DATA_DIR": self.folder / "keys",
-            "ENROLL_DIR": self.enroll_dir,
-            "TRUST_DOMAIN": TD,
-            "AUDIT_ADDRESS": "127.0.0.1:9",
-            "UNLOCK_FILE": self.unlock,
-            "DRAIN_SECONDS": 1,
-            **self.settings,
-        }
-        environment = {n: v for n, v in os.environ.items() if not n.startswith("SEALWARD_")}
-        environment |= {f"SEALWARD_KEYS_{name}": str(v) for name, v in settings.items()}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.keys"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def start(self) -> KeysProcess:
-        before = self.lines("started")
-        self.launch()
-        assert self.process is not None
-        process = self.process
-        until(lambda: self.lines("started") > before or process.poll() is not None)
-        assert process.poll() is None, self.log.read_text()
-        return self
-
-    def lines(self, event: str) -> int:
-        return self.log.read_text().count(f'"event": "{event}"') if self.log.exists() else 0
-
-    def refuses_to_start(self) -> str:
-        """Start, expect exit status 1, and return the one line on standard error."""
-        self.log.unlink(missing_ok=True)
-        self.launch()
-        assert self.process is not None
-        assert self.process.wait(30) == 1
-        lines = [line for line in self.log.read_text().splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        assert "Traceback" not in self.log.read_text()
-        return lines[0]
-
-    def kill(self) -> None:
-        self.end(signal.SIGKILL)
-
-    def end(self, number: int = signal.SIGTERM) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
-            self.process.wait(30)
-
-    def material(self, name: str) -> Material:
-        return enroll(self.enroll_dir, name, 20.0)
-
-    def channels(self, name: str) -> Channels:
-        return Channels(Credentials(self.material(name)), self.address, f"keys.{TD}")
-
-    def stub(self, name: str) -> KeysServiceStub:
-        return KeysServiceStub(self.channels(name).get())
-
-    def events(self) -> list[bytes]:
-        """Records in the spool; the process must have ended."""
-        with sqlite3.connect(self.folder / "keys" / "spool.sqlite") as db:
-            return [row[0] for row in db.execute("SELECT body FROM spans ORDER BY seq")]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., KeysProcess]]:
+# The first run on Vault builds the server.
+@pytest.fixture(params=["embedded", pytest.param("vault", marks=pytest.mark.timeout(900))])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., KeysProcess]]:
     made: list[KeysProcess] = []
 
     def maker(**settings: Any) -> KeysProcess:
-        made.append(KeysProcess(tmp_path, **settings))
+        made.append((on_vault if request.param == "vault" else embedded)(tmp_path, **settings))
         return made[-1]
 
     yield maker
@@ -150,21 +42,17 @@ def make(tmp_path: Path) -> Iterator[Callable[..., KeysProcess]]:
         process.end()
 
 
-def reason_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error: Any = caught.value
-    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
-    info = ErrorInfo()
-    for detail in Status.FromString(details).details:
-        detail.Unpack(info)
-    return error.code(), info.reason
+@pytest.fixture
+def make_embedded(tmp_path: Path) -> Iterator[Callable[..., KeysProcess]]:
+    made: list[KeysProcess] = []
 
+    def maker(**settings: Any) -> KeysProcess:
+        made.append(embedded(tmp_path, **settings))
+        return made[-1]
 
-def proto(context: EncryptionContext) -> keys_pb2.EncryptionContext:
-    return keys_pb2.EncryptionContext(
-        tenant=context.tenant, purpose=context.purpose, resource=context.resource
-    )
+    yield maker
+    for process in made:
+        process.end()
 
 
 def request_for(spiffe_id: str = "") -> keys_pb2.IssueCertificateRequest:
@@ -250,7 +138,8 @@ def test_who_may_do_what(make: Callable[..., KeysProcess]) -> None:
         assert reason_of(call) == forbidden
     admin = keys.stub("admin")
     status = admin.GetStatus(keys_pb2.GetStatusRequest())
-    assert (status.provider, status.state, status.single_host) == ("embedded", "ready", True)
+    provider = keys.settings.get("PROVIDER", "embedded")
+    assert (status.provider, status.state, status.single_host) == (provider, "ready", True)
     assert reason_of(lambda: admin.CreateBranchKey(wrong)) == forbidden
 
     # Everything is in the records, refusals too; no key is anywhere.
@@ -280,14 +169,14 @@ def test_branch_keys_survive_kill_and_the_ring_recovers(make: Callable[..., Keys
         sealed = branch.seal(b"a session", "a" * 64)
         keys.kill()
         assert branch.open(sealed, "a" * 64) == b"a session"
-        until(lambda: not branch.live)
+        until(lambda: not branch.live, "it happens")
         with pytest.raises(SealwardError) as caught:
             branch.open(sealed, "a" * 64)
         assert caught.value.reason is Reason.KEYS_UNAVAILABLE
         keys.start()
-        until(lambda: branch.live)
+        until(lambda: branch.live, "it happens")
         assert branch.open(sealed, "a" * 64) == b"a session"
-        until(lambda: told[-1:] == [True])
+        until(lambda: told[-1:] == [True], "it happens")
         assert False in told
 
         # What it says of a key over the wire is told as it is.
@@ -305,7 +194,7 @@ def test_its_own_certificate_is_renewed_while_it_serves(make: Callable[..., Keys
     """A life of 16 s is renewed after 8 s; a client notices nothing."""
     keys = make(CERTIFICATE_SECONDS=16).start()
     stub = keys.stub("audit")
-    until(lambda: keys.lines("certificate.renewed") >= 1)
+    until(lambda: keys.lines("certificate.renewed") >= 1, "it happens")
     assert stub.GetStatus(keys_pb2.GetStatusRequest(), timeout=10).state == "ready"
 
 
@@ -320,8 +209,9 @@ def test_enrolment_waits_for_a_service_that_is_not_there_yet(
 
 
 def test_what_is_broken_refuses_the_start_with_one_line(
-    make: Callable[..., KeysProcess],
+    make_embedded: Callable[..., KeysProcess],
 ) -> None:
+    make = make_embedded
     keys = make().start()
     keys.end()
     sealed = (keys.keystore / "keystore.sealed").read_bytes()
