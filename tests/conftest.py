@@ -7,6 +7,7 @@ import services  # isort: skip # noqa: F401
 
 import datetime as dt
 import ipaddress
+import os
 
 import pytest
 from cryptography import x509
@@ -15,6 +16,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from sealward.kit.tls import Material, key_to_pem, load_material
+
+
+def pytest_sessionstart() -> None:
+    """Where every suite is to run on Vault, build and start the server before any test's time."""
+    if os.environ.get("SEALWARD_TEST_PROVIDER") == "vault":
+        from tests.support.vault import MISSING, binary, shared
+
+        if not os.environ.get("VAULT_ADDR") and not os.environ.get("VAULT_BIN") and not binary():
+            pytest.exit(MISSING, 1)
+        shared()
 
 
 class CertificateAuthority:

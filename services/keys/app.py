@@ -82,7 +82,6 @@ class KeysApp:
             self._joining.start()
         self._provider.start(self._watch)
         self._succession.start()
-        self._ctx.health.set("keystore", ready=True)
 
     def stop(self, grace: float) -> None:
         """Drain and close."""

@@ -126,7 +126,7 @@ def test_status_and_health(suite: RunningSuite) -> None:
     found = suite.sealward("status")
     assert found["ready"] is True
     assert {s["health"] for s in found["services"].values()} == {"ready"}
-    assert found["keys"]["provider"] == "embedded"
+    assert found["keys"]["provider"] == suite.provider
     assert found["keys"]["single_host"] is True
     assert suite.sealward("healthcheck", "audit") == {"service": "audit", "ready": True}
     assert suite.sealward("keys", "status")["state"] == "ready"

@@ -30,6 +30,7 @@ from sealward.tlog.leaf import parse_leaf
 from sealward.tlog.logdir import LogReport, verify_directory
 from sealward.tlog.note import parse_note, parse_vkeys
 from sealward.tlog.tiles import TILE_WIDTH, decode_bundle, entries_path
+from tests.support.vault import VaultServer, shared
 from tests.support.waiting import SECONDS, until
 
 __all__ = ["SECONDS", "until"]
@@ -63,12 +64,29 @@ def rest_json(model: str = "breast-cancer", row: int = 0) -> str:
     return json.dumps({"inputs": [tensor]})
 
 
-class RunningSuite:
-    """A suite in a folder of its own."""
+PROVIDER = os.environ.get("SEALWARD_TEST_PROVIDER", "embedded")
+"""Where the keys of every suite are: `vault` runs all of the tests on a real Vault server."""
 
-    def __init__(self, root: Path, environ: Mapping[str, str] | None = None) -> None:
+
+class RunningSuite:
+    """A suite in a folder of its own. `vault`: the server for its keys, else the shared one."""
+
+    def __init__(
+        self,
+        root: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        provider: str = PROVIDER,
+        vault: VaultServer | None = None,
+    ) -> None:
+        assert provider in ("embedded", "vault")
         self.suite = Suite.at(root)
         self.environ = {**os.environ, **(environ or {})}
+        # The tests' own server is named on the command line, and its administrator to nobody.
+        for name in ("VAULT_ADDR", "VAULT_TOKEN", "VAULT_BIN"):
+            self.environ.pop(name, None)
+        self.provider = provider
+        self.vault = vault
         self._passwords: dict[str, str] = {}
 
     # --- commands ----------------------------------------------------------------------------
@@ -102,7 +120,16 @@ class RunningSuite:
         ).returncode
 
     def up(self) -> Any:
-        return self.sealward("up", "--detach")
+        return self.sealward("up", "--detach", *self.provider_flags())
+
+    def provider_flags(self) -> list[str]:
+        """What the first `up` is told about its provider; the folder remembers it."""
+        if self.provider != "vault" or self.suite.vault_file.exists():
+            return []
+        self.vault = self.vault or shared()
+        login = self.vault.set_up(self.suite.root.with_name(f"{self.suite.root.name}-credentials"))
+        ca = ["--vault-ca", str(self.vault.tls[2])] if self.vault.tls else []
+        return ["--vault", self.vault.address, "--vault-credentials", str(login.folder), *ca]
 
     def down(self) -> None:
         self.sealward("down")
@@ -245,9 +272,15 @@ TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
 
 
 @contextmanager
-def running(root: Path, environ: Mapping[str, str] | None = None) -> Iterator[RunningSuite]:
+def running(
+    root: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    provider: str = PROVIDER,
+    vault: VaultServer | None = None,
+) -> Iterator[RunningSuite]:
     """Start a suite, and stop it whatever happens."""
-    started = RunningSuite(root, environ)
+    started = RunningSuite(root, environ, provider=provider, vault=vault)
     try:
         started.up()
         yield started

@@ -166,7 +166,7 @@ def test_the_context_is_bound_whole() -> None:
         derivation_context(other)
         for other in (
             EncryptionContext("default", "session", "epoch-2"),
-            EncryptionContext("default", "sessio", "nepoch-1"),
+            EncryptionContext("default", "s", "ession-epoch-1"),
             EncryptionContext("other", "session", "epoch-1"),
         )
     }
