@@ -20,6 +20,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import PREFIX_SIZE
 from services.audit.index import IndexFailedError, Query, Row
+from services.audit.rows import OWN
 from services.audit.shard import Shard
 from services.audit.shards import Shards
 from services.audit.spanattributes import MAX_TEXT_BYTES
@@ -158,7 +159,12 @@ class Holds:
             while rows := _rows(
                 shard,
                 Query(
-                    type=event_type, outcome="ok", after_index=after, oldest_first=True, limit=_PAGE
+                    type=event_type,
+                    outcome="ok",
+                    producer=OWN,
+                    after_index=after,
+                    oldest_first=True,
+                    limit=_PAGE,
                 ),
             ):
                 for index, row in rows:

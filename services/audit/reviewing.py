@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 
@@ -24,7 +24,7 @@ from services.audit.reading import events, unavailable
 from services.audit.receipts import Receipts
 from services.audit.reports import activity, bursts, disclosures, reviews
 from services.audit.reports.found import Found
-from services.audit.rows import RowReader
+from services.audit.rows import OWN, RowReader
 from services.audit.shards import Shards
 from services.audit.store import StoreError
 
@@ -72,7 +72,7 @@ class ReviewServicer(review_pb2_grpc.ReviewServiceServicer):
             access=request.access,
             summarise=request.summarise,
             for_patient=request.for_patient,
-            suspended_until=disclosures.suspensions(events(self._shards, suspended)),
+            suspended_until=disclosures.suspensions(_own(events(self._shards, suspended))),
             now=now,
         )
         left[names.COUNT] = len(report.disclosures)
@@ -212,7 +212,7 @@ class ReviewServicer(review_pb2_grpc.ReviewServiceServicer):
     def _decisions(self) -> list[Found]:
         # Reviewers' records are own events, and those are in the default tenant's logs.
         asked = audit_pb2.QueryEventsRequest(type=reviews.REVIEW)
-        return list(events(self._shards, asked))
+        return list(_own(events(self._shards, asked)))
 
     def _event(self, event_id: bytes) -> Found:
         shard = self._shards.find(event_id)
@@ -225,6 +225,11 @@ class ReviewServicer(review_pb2_grpc.ReviewServiceServicer):
         if row is None:
             raise SealwardError(Reason.NOT_FOUND, "no such event", field="event_id")
         return Found(shard.origin, place, row)
+
+
+def _own(found: Iterable[Found]) -> Iterator[Found]:
+    """Yield the records that this service made itself (rows.OWN)."""
+    return (event for event in found if event.row.producer == OWN)
 
 
 def _summary(found: Found) -> audit_pb2.EventSummary:

@@ -14,6 +14,11 @@ from sealward.kit.spans import AttributeValue
 from services.audit.index import Row
 from services.audit.spanfilter import FilteredSpan, SpanFilter
 
+OWN = "audit"
+"""The producer of the service's own events, taken from its certificate as everyone's is. What puts
+something into effect by being in the log (a hold, a decision, a suspension) has to come from here:
+another service may send events of any type."""
+
 _MAX_INT = (1 << 63) - 1
 _TEXTS = (
     names.CODE, names.REASON, names.ACTOR_ID, names.ACTOR_KIND, names.SESSION_ID, names.PURPOSE,

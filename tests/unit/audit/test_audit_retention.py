@@ -13,6 +13,7 @@ import pytest
 
 from sealward.kit import attributes as names
 from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.identity import Identity, parse_identity
 from sealward.kit.logging import get_logger
 from sealward.kit.reasons import Reason
 from sealward.kit.settings import load
@@ -25,12 +26,13 @@ from services.audit.retention import DAY, Retention, SteadyClock
 from services.audit.settings import AuditSettings
 from services.audit.shard import PastShard
 from tests.support.audit_shards import IN_2026, Clock, Logs
-from tests.support.audit_suite import entry_bytes, span_bytes
+from tests.support.audit_suite import GATEWAY, entry_bytes, span_bytes
 
 YEARS = 366 * DAY
 # An event id (UUIDv7) of that time.
 THEN = (IN_2026 // 1_000_000).to_bytes(6, "big") + b"\x70\x00\x80" + bytes(7)
 CANARY = "MRN-canary-7731"
+AUDIT = parse_identity("spiffe://sealward.local/service/audit")
 
 
 class Kept(Logs):
@@ -60,7 +62,9 @@ class Kept(Logs):
         self.own("audit.hold", scope.encode(hold_id), patient)
         return hold_id
 
-    def own(self, event_type: str, target: str, patient: str = "") -> None:
+    def own(
+        self, event_type: str, target: str, patient: str = "", identity: Identity = AUDIT
+    ) -> None:
         values = {
             names.EVENT_TYPE: event_type,
             names.OUTCOME: "ok",
@@ -69,7 +73,8 @@ class Kept(Logs):
         }
         parts = [*(attribute(name, value) for name, value in values.items()), STATUS_OK]
         span = SpanHead(event_type).build(self.clock.now, self.clock.now + 1, parts)
-        self.append(entry_bytes(span=span, patient=patient))
+        body = entry_bytes(span=span, patient=patient)
+        self.shards.append([self.maker.appended(body, identity)])
 
     @property
     def past(self) -> PastShard:
@@ -181,6 +186,22 @@ def test_a_hold_keeps_what_it_covers(kept: Kept, scope: Scope, patient: str, cov
     kept.own("audit.release", kept.holds.get(hold_id).scope.encode(hold_id))
     kept.retention.check_purge(kept.past)
     assert not kept.holds.standing()
+
+
+def test_another_service_can_neither_place_nor_release_a_hold(kept: Kept) -> None:
+    forged = Scope("default").encode(kept.holds.new_id())
+    kept.own("audit.hold", forged, identity=GATEWAY)
+    # What makes no sense would hide the others if it were read.
+    kept.own("audit.hold", "since=never hold=x", identity=GATEWAY)
+    assert kept.holds.standing() == []
+    hold = kept.place(Scope("default"))
+    for identity in (GATEWAY, parse_identity("spiffe://sealward.local/service/keys")):
+        kept.own("audit.release", Scope("default").encode(hold), identity=identity)
+    assert [h.id for h in kept.holds.standing()] == [hold]
+    kept.pass_time(20 * YEARS)
+    assert "hold" in refused(kept)
+    kept.own("audit.release", Scope("default").encode(hold))
+    assert kept.holds.standing() == []
 
 
 def test_a_hold_on_one_log_by_name(kept: Kept) -> None:
