@@ -8,7 +8,7 @@ BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE ?= copy
 
-.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys models vault clean
+.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys models vault fuzz clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -73,5 +73,9 @@ bench-audit: dev ## those of the audit log alone
 bench-keys: dev ## those of sealing, the keys service and mutual TLS alone
 	@$(BIN)/python -m benchmarks.keys
 
+fuzz: dev ## every decoder guided by coverage: FUZZ_SECONDS for each of FUZZ_TARGETS
+	@UV_PROJECT_ENVIRONMENT=.venv-fuzz $(UV) sync --quiet --frozen --no-default-groups --group fuzz
+	@.venv-fuzz/bin/python -m tests.fuzz.guided $(FUZZ_TARGETS) --seconds $(or $(FUZZ_SECONDS),30)
+
 clean: ## remove what make made
-	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-data vault-data
+	@rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-data .fuzz vault-data

@@ -47,7 +47,7 @@ def request_from_json(model: str, text: str, version: str = "") -> ModelInferReq
 
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise usage("the input is not JSON") from None
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
         raise usage("the input has no list `inputs`", "see the Open Inference Protocol's REST form")
@@ -132,7 +132,16 @@ def _text(holder: Mapping[str, Any], key: str, field: str, default: str | None =
     value = holder.get(key, default)
     if not isinstance(value, str):
         raise usage(f"{field} must be a string")
-    return value
+    return _encodable(value, field)
+
+
+def _encodable(text: str, field: str) -> str:
+    """Return a text as it is, unless JSON had half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise usage(f"{field} is not Unicode text") from None
+    return text
 
 
 def _parameters(given: Any, into: Any, field: str) -> None:
@@ -141,6 +150,7 @@ def _parameters(given: Any, into: Any, field: str) -> None:
     if not isinstance(given, dict):
         raise usage(f"{field} must be an object")
     for name, value in given.items():
+        _encodable(name, field)
         match value:
             case bool():
                 into[name].bool_param = value
@@ -149,7 +159,7 @@ def _parameters(given: Any, into: Any, field: str) -> None:
             case float():
                 into[name].double_param = value
             case str():
-                into[name].string_param = value
+                into[name].string_param = _encodable(value, field)
             case _:
                 raise usage(f"{field}: a parameter is a boolean, a number or a string")
 

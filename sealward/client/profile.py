@@ -52,7 +52,7 @@ class Profile:
         path = root / "profile.json"
         try:
             content = json.loads(_read(path))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ProfileError(f"{path} is not JSON") from None
         fields = _strings(path, content)
         try:

@@ -22,6 +22,7 @@ from sealward.client.errors import ProfileError
 from sealward.client.profile import Profile
 from sealward.kit.errors import StartupError
 from sealward.kit.tls import Material, load_material, make_csr
+from sealward.kit.unreadable import X509_ERRORS
 
 METHOD = "/sealward.api.gateway.v1.UserService/IssueUserCertificate"
 
@@ -120,9 +121,9 @@ class Renewal:
 
     @staticmethod
     def _identity(material: Material) -> list[str]:
-        leaf = x509.load_pem_x509_certificate(material.chain_pem)
         try:
+            leaf = x509.load_pem_x509_certificate(material.chain_pem)
             names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except x509.ExtensionNotFound:
+        except X509_ERRORS:
             return []
         return names.get_values_for_type(x509.UniformResourceIdentifier)

@@ -116,7 +116,7 @@ def decode_response(data: bytes) -> tuple[str, str, str, dict[str, Array]]:
             else _typed(output)
             for at, output in enumerate(response.outputs)
         }
-    except (DecodeError, ValueError, KeyError, struct.error) as error:
+    except (DecodeError, ValueError, OverflowError, KeyError, struct.error) as error:
         raise WrongReceiptError("the answer is not a well-formed message") from error
     return response.model_name, response.model_version, response.id, outputs
 

@@ -25,6 +25,9 @@ RECEIPT = "sealward-receipt-bin"
 MODEL_DIGEST = "sealward_model_digest"
 """Response parameter: lower-case hex SHA-256 of the model file."""
 
+# No log is longer than 2^63.
+_INDEX_DIGITS = 20
+
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -44,7 +47,7 @@ class Trailers:
         }
         receipt = found.get(RECEIPT)
         index = _text(found.get(LOG_INDEX, ""))
-        if index and not (index.isascii() and index.isdigit()):
+        if index and not (index.isascii() and index.isdigit() and len(index) < _INDEX_DIGITS):
             raise WrongReceiptError("the trailing log index is not a number")
         return cls(
             event_id=_text(found.get(EVENT_ID, "")),

@@ -310,7 +310,7 @@ def _manifest(card: Card | None) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(card.manifest)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -104,13 +104,11 @@ def _retry_delay(error: grpc.Call) -> float | None:
         if key == _DETAILS_KEY and isinstance(value, bytes):
             info = RetryInfo()
             try:
-                status = Status.FromString(value)
+                for detail in Status.FromString(value).details:
+                    if detail.Unpack(info):
+                        return max(0.0, float(info.retry_delay.ToMilliseconds()) / 1000)
             except DecodeError:
                 return None
-            for detail in status.details:
-                if detail.Is(RetryInfo.DESCRIPTOR):
-                    detail.Unpack(info)
-                    return float(info.retry_delay.ToMilliseconds()) / 1000
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from sealward.api.common.v1.batch_pb2 import Call as CallMessage
 from sealward.api.common.v1.batch_pb2 import Reply
@@ -217,8 +218,9 @@ class BatchUpstream:
                     self._settle(stream, message.replies)
                 shared = getattr(message, self._shared_field) if self._shared_field else b""
                 self._on_replies(message.replies, shared)
-        except (grpc.RpcError, ValueError) as error:
-            # ValueError: the channel was closed under us by a renewal.
+        except (grpc.RpcError, ValueError, DecodeError) as error:
+            # ValueError: the channel was closed under us by a renewal. DecodeError: what came is no
+            # answer, so nothing that follows it can be told apart either.
             code = error.code().name if isinstance(error, grpc.RpcError) else "CLOSED"
             self._log.info("upstream.lost", name=self._part, code=code)
         with self._lock:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.kit.revocation import Revocations
+from sealward.kit.unreadable import X509_ERRORS
 
 if TYPE_CHECKING:
     import grpc
@@ -82,22 +83,23 @@ def peer_from_certificate(pem: bytes, address: str, tls_version: str = "TLSv1.3"
         leaf = x509.load_pem_x509_certificate(pem)
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound):
+        spki = leaf.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        not_after = leaf.not_valid_after_utc.timestamp()
+    except X509_ERRORS:
         uris = []
         leaf = None
     if leaf is None or len(uris) != 1:
         raise SealwardError(
             Reason.IDENTITY_INVALID, "the certificate must carry exactly one URI name"
         )
-    spki = leaf.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     return Peer(
         parse_identity(uris[0]),
         hashlib.sha256(spki).digest(),
         address,
         tls_version,
-        leaf.not_valid_after_utc.timestamp(),
+        not_after,
         leaf.serial_number,
     )
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from joserfc import jws
 from joserfc.errors import JoseError
@@ -22,13 +21,13 @@ from joserfc.jwk import ECKey
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Peer, peer_from_certificate
 from sealward.kit.reasons import Reason
+from sealward.kit.unreadable import X509_ERRORS
 
 ALGORITHM = "ES256"
 LARGEST = 4 << 20
 _MOST_SIGNATURES = 8
-_UNREADABLE = (
-    ValueError, TypeError, KeyError, AttributeError, JoseError, SealwardError, UnsupportedAlgorithm,
-    x509.InvalidVersion,
+_UNREADABLE: tuple[type[Exception], ...] = (
+    *X509_ERRORS, KeyError, AttributeError, RecursionError, JoseError, SealwardError,
 )  # fmt: skip
 
 

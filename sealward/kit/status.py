@@ -75,13 +75,13 @@ def reason_of(error: grpc.Call) -> Reason | None:
     """Return the reason that another of our services gave for the error of a call."""
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
+            info = ErrorInfo()
             try:
                 status = Status.FromString(value)
+                if any(detail.Unpack(info) for detail in status.details):
+                    return Reason.__members__.get(info.reason)
             except DecodeError:
                 return None
-            info = ErrorInfo()
-            if any(detail.Unpack(info) for detail in status.details):
-                return Reason.__members__.get(info.reason)
     return None
 
 

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from sealward.kit.errors import StartupError
+from sealward.kit.unreadable import X509_ERRORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +60,19 @@ def load_material(key_pem: bytes, chain_pem: bytes, bundle_pem: bytes) -> Materi
         leaf = x509.load_pem_x509_certificate(chain_pem)
         key = serialization.load_pem_private_key(key_pem, None)
         x509.load_pem_x509_certificates(bundle_pem)
-    except (ValueError, TypeError):
+        certified = leaf.public_key()
+        not_before, not_after = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    except X509_ERRORS:
         raise StartupError("certificate, key or trust bundle is not valid PEM") from None
-    if key.public_key() != leaf.public_key():
+    if key.public_key() != certified:
         raise StartupError("the private key does not belong to the certificate")
-    not_after = leaf.not_valid_after_utc
     if not_after <= dt.datetime.now(dt.UTC):
         raise StartupError("the certificate has expired")
     return Material(
         key_pem,
         chain_pem,
         bundle_pem,
-        leaf.not_valid_before_utc.timestamp(),
+        not_before.timestamp(),
         not_after.timestamp(),
         leaf.serial_number,
     )

@@ -54,7 +54,7 @@ def resume(shard: LiveShard, ring: KeyRing) -> KeyState | None:
         change = json.loads(stored)
         number, until = int(change["number"]), int(change["until"])
         event_id = bytes.fromhex(change["event_id"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StartupError("what was written about the log's new key cannot be read") from None
     new = open_signing_key(shard.store, ring, shard.origin, number)
     state = key_state(shard.store, shard.keys.signers)

@@ -95,7 +95,7 @@ class KeyState:
         try:
             value = json.loads(data)
             return cls(value["active"], tuple(value["vkeys"]), value["leaving"], value["until"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise StartupError("the list of the log's keys cannot be read: it is damaged") from None
 
 

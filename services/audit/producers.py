@@ -189,7 +189,7 @@ class Producers:
                 )
                 for producer, instance, high, heard, holes in parsed["known"]
             }
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError("not a state of producers") from error
         with self._lock:
             self._positions, self._known = positions, known

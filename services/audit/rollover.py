@@ -85,7 +85,7 @@ class _Turn:
             values = json.loads(stored)
             ids = (bytes.fromhex(values[name]) for name in ("final", "successor"))
             return cls(values["label"], *ids)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise StartupError("what was written about the log's end cannot be read") from None
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from sealward.tlog.errors import TileError
 from sealward.tlog.tiles import CHECKPOINT_PATH, COSIGNED_PATH, TILE_WIDTH, Tile, parse_path
@@ -31,6 +32,10 @@ _WAITING = 16
 _SECONDS = 5
 _IMMUTABLE = "max-age=31536000, immutable"
 _CHANGING = {"CacheControl": "no-store", "ContentType": "text/plain; charset=utf-8"}
+
+# What botocore raises beside its own errors on answers that are no S3 store's: what its parsers do
+# not understand, parts that are missing, a redirection that leads nowhere but back.
+_FOREIGN = (BotoCoreError, ResponseParserError, OSError, KeyError, ValueError, RecursionError)
 
 LockMode = Literal["GOVERNANCE", "COMPLIANCE"]
 
@@ -112,13 +117,16 @@ class S3Sink:
         more: dict[str, str] = {}
         while True:
             page = self._call("list_objects_v2", Prefix=self._prefix, **more)
-            for found in page.get("Contents", ()):
-                path = found["Key"].removeprefix(self._prefix)
-                self._stock[path] = found["ETag"]
-                self._note(path)
-            if not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            try:
+                for found in page.get("Contents", ()):
+                    path = found["Key"].removeprefix(self._prefix)
+                    self._stock[path] = found["ETag"]
+                    self._note(path)
+                if not page.get("IsTruncated"):
+                    return
+                more = {"ContinuationToken": page["NextContinuationToken"]}
+            except KeyError:
+                raise SinkUnavailableError from None
 
     def read(self, path: str) -> bytes | None:
         """See TileSink."""
@@ -201,7 +209,10 @@ class S3Sink:
         done = self._call(
             "put_object", Key=self._prefix + path, Body=data, ContentMD5=digest, **more
         )
-        return str(done["ETag"])
+        try:
+            return str(done["ETag"])
+        except KeyError:
+            raise SinkUnavailableError from None
 
     def _get(self, path: str) -> tuple[bytes, str] | None:
         try:
@@ -209,7 +220,7 @@ class S3Sink:
             return found["Body"].read(), str(found["ETag"])
         except _MissingError:
             return None
-        except (BotoCoreError, OSError):
+        except _FOREIGN:
             raise SinkUnavailableError from None
 
     def _delete(self, path: str) -> None:
@@ -229,7 +240,7 @@ class S3Sink:
             if code in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
                 raise _PreconditionError from None
             raise SinkUnavailableError from None
-        except BotoCoreError:
+        except _FOREIGN:
             raise SinkUnavailableError from None
         return done
 

@@ -61,9 +61,9 @@ def _from_details(value: bytes) -> SealwardError | None:
     info = ErrorInfo()
     try:
         status = Status.FromString(value)
+        if not any(detail.Unpack(info) for detail in status.details):
+            return None
     except DecodeError:
-        return None
-    if not any(detail.Unpack(info) for detail in status.details):
         return None
     reason = Reason.__members__.get(info.reason)
     if reason is None or reason not in _PASSED_ON:

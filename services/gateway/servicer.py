@@ -22,6 +22,7 @@ from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import spiffe_id
 from sealward.kit.reasons import Reason
+from sealward.kit.unreadable import X509_ERRORS
 from sealward.tlog.leaf import SALT_SIZE
 from sealward.tlog.receipt import format_receipt
 from services.gateway import events
@@ -305,7 +306,7 @@ def _check_same_key(csr: bytes, spki_sha256: bytes) -> None:
         spki = key.public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-    except (ValueError, TypeError):
+    except X509_ERRORS:
         spki = b""
     if events.digest(spki) != spki_sha256:
         raise SealwardError(

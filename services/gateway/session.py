@@ -55,7 +55,7 @@ def decode_session(data: bytes) -> Session:
         session = Session(
             **{**values, "roles": tuple(values["roles"]), "spki": bytes.fromhex(values["spki"])}
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise SealwardError(Reason.SEAL_BROKEN, "the stored session cannot be read") from None
     return session
 

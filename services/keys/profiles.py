@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import SERVICES, Identity, parse_identity
 from sealward.kit.reasons import Reason
+from sealward.kit.unreadable import X509_ERRORS
 
 _LOCAL = frozenset({"gateway", "audit"})
 _NAMED_BY_GATEWAY = frozenset({"user", "workload"})
@@ -98,7 +98,7 @@ def read_request(request: x509.CertificateSigningRequest) -> ec.EllipticCurvePub
             and isinstance(key.curve, ec.SECP256R1)
             and request.is_signature_valid
         )
-    except (ValueError, UnsupportedAlgorithm):
+    except X509_ERRORS:
         valid = False
     if not valid:
         raise invalid_request()
@@ -110,7 +110,7 @@ def parse_der_request(data: bytes) -> x509.CertificateSigningRequest:
     """Parse PKCS#10 DER; raise CERTIFICATE_REQUEST_INVALID."""
     try:
         return x509.load_der_x509_csr(data)
-    except ValueError:
+    except X509_ERRORS:
         raise invalid_request() from None
 
 
@@ -118,7 +118,7 @@ def parse_pem_request(data: bytes) -> x509.CertificateSigningRequest:
     """Parse PKCS#10 PEM; raise CERTIFICATE_REQUEST_INVALID."""
     try:
         return x509.load_pem_x509_csr(data)
-    except ValueError:
+    except X509_ERRORS:
         raise invalid_request() from None
 
 

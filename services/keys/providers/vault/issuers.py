@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from sealward.kit.unreadable import X509_ERRORS
 from services.keys.authority import Clock
 from services.keys.providers.base import AuthorityState
 from services.keys.providers.vault.session import VaultSession
@@ -165,10 +166,11 @@ class Issuers:
         data = self._session.call("get", f"{self._pki}/issuer/{name}/json").data
         try:
             certificate = x509.load_pem_x509_certificate(str(data.get("certificate")).encode())
-        except ValueError:
+            public = certificate.public_key()
+        except X509_ERRORS:
             raise unusable() from None
         key_id = str(info.get("key_id") or "")
-        if key_id and not isinstance(certificate.public_key(), ec.EllipticCurvePublicKey):
+        if key_id and not isinstance(public, ec.EllipticCurvePublicKey):
             # grpcio would refuse it in every handshake.
             raise unusable()
         called = str(info.get("issuer_name") or "")

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.unreadable import X509_ERRORS
 from services.keys.authority import Clock, utc_now
 from services.keys.profiles import Profile, invalid_request, read_request
 from services.keys.providers.base import Issued, TrustedAuthority
@@ -126,7 +127,7 @@ class VaultAuthority:
                 and leaf.public_key() == public
                 and not _is_authority(leaf)
             )
-        except (ValueError, x509.ExtensionNotFound):
+        except X509_ERRORS:
             right = False
         if not right:
             raise unusable()

@@ -109,7 +109,10 @@ class VaultBranchKeys:
         if not isinstance(made, dict) or not made:
             raise _failing()
         # Vault lists the versions that open.
-        times = {int(version): int(when) for version, when in made.items()}
+        try:
+            times = {int(version): int(when) for version, when in made.items()}
+        except (ValueError, TypeError):
+            raise _failing() from None
         return Versions(min(times), max(times), tuple(times[at] for at in sorted(times)))
 
     def rotate(self, tenant: str, purpose: str) -> int:

@@ -201,7 +201,7 @@ def _parse(content: bytes) -> dict[str, Any]:
     """Read a body; what is not Vault's JSON (a proxy's page) becomes `{"foreign": True}`."""
     try:
         parsed = json.loads(content) if content else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     return parsed if isinstance(parsed, dict) else {"foreign": True}
 

@@ -1,0 +1,260 @@
+"""What the audit service reads: spans, entries, questions, its own and an object store."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from botocore.awsrequest import AWSResponse
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from sealward.api.audit.v1 import audit_pb2, export_pb2
+from sealward.kit import attributes as names
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.exporter import export_request
+from sealward.tlog.tiles import CHECKPOINT_PATH
+from services.audit.digests import IndexKeys
+from services.audit.entry import EntryMaker
+from services.audit.exporting import _check, described, without_reference
+from services.audit.framing import framed, unframed
+from services.audit.origin import KeyState, LogName
+from services.audit.otlpwire import ExportRequest
+from services.audit.producers import Producers
+from services.audit.queries import check_query
+from services.audit.rows import RowReader
+from services.audit.s3_sink import S3Bucket, S3Sink
+from services.audit.spanfields import SpanError
+from services.audit.spanfilter import SpanFilter
+from services.audit.store import StoreBrokenError
+from services.audit.tilesink import SinkMovedError, SinkUnavailableError
+from tests.fuzz.harness import target
+from tests.support.audit_suite import GATEWAY, WORKLOAD, entry_bytes, span_bytes
+from tests.support.tlog_logs import entries, log_files, signer
+
+_NOW = 1_790_000_000_000_000_000
+_ID = bytes.fromhex("0190a1b2c3d47000800000000000000a")
+
+
+def _spans() -> Sequence[bytes]:
+    odd = Span.FromString(_fixed(span_bytes(extra={names.PRODUCER_SEQ: 7, "not.listed": "x"})))
+    odd.events.add(name="event")
+    odd.status.message = "text"
+    listed = odd.attributes.add(key=names.ACTOR_ROLES)
+    listed.value.array_value.values.add().string_value = "clinician"
+    odd.attributes.add(key=names.BREAK_GLASS).value.bool_value = True
+    return [_fixed(span_bytes()), odd.SerializeToString()]
+
+
+def _fixed(span: bytes) -> bytes:
+    """Give a span ids that are the same in every run."""
+    parsed = Span.FromString(span)
+    parsed.trace_id, parsed.span_id = b"t" * 16, b"s" * 8
+    return parsed.SerializeToString()
+
+
+@target(DecodeError, seeds=lambda: [export_request(_spans()), export_request([]), b""])
+def otlp_request(data: bytes) -> None:
+    """An export request: the spans that protobuf finds, or refused as protobuf does."""
+    found = ExportRequest.FromString(data).spans
+    whole = ExportTraceServiceRequest.FromString(data)
+    spans = [s for r in whole.resource_spans for c in r.scope_spans for s in c.spans]
+    assert len(found) == len(spans)
+
+
+@cache
+def _filters() -> tuple[SpanFilter, SpanFilter]:
+    return SpanFilter(names.ALLOWED, (names.PRODUCER_ID,)), SpanFilter(frozenset())
+
+
+@target(SpanError, seeds=_spans, rounds=600)
+def span(data: bytes) -> None:
+    """A span: what passes is a span of allowed parts, and passes again unchanged."""
+    for filter_ in _filters():
+        once = filter_.filter(data)
+        again = filter_.filter(once.body)
+        parsed = Span.FromString(once.body)
+        # The same span, whatever the order of its fields.
+        assert Span.FromString(again.body) == parsed
+        assert again.dropped == 0
+        assert {pair.key for pair in parsed.attributes} == set(once.values)
+        assert not parsed.events
+        assert not parsed.status.message
+
+
+@cache
+def _maker() -> EntryMaker:
+    return EntryMaker(IndexKeys(lambda: bytes(32)))
+
+
+def _entries() -> Sequence[bytes]:
+    fixed = {"event_id": _ID, "binding": bytes(32), "span": _fixed(span_bytes())}
+    return [
+        entry_bytes(**fixed),
+        entry_bytes(**fixed, patient="MRN-1", input_digest=bytes(32), output_digest=bytes(32)),
+    ]
+
+
+@target(SealwardError, seeds=_entries, rounds=600)
+def entry(data: bytes) -> None:
+    """An entry of one of our services: a leaf below its bound, and a row that reads back."""
+    made = _maker().appended(data, GATEWAY)
+    assert len(made.prefix) + len(made.span) < 2048
+    read = RowReader().read(made.key.event_id, made.span)
+    assert read == made.row
+
+
+@target(SpanError, seeds=_spans, rounds=600)
+def exported_span(data: bytes) -> None:
+    """A span of an outside workload: nobody but itself is named in it."""
+    made = _maker().exported(data, WORKLOAD)
+    assert made.row is not None
+    assert (made.row.type, made.row.actor, made.row.model) == ("otel.span", "pacs", "")
+    assert RowReader().read(made.key.event_id, made.span) == made.row
+
+
+@target(SpanError, seeds=_spans)
+def opened_span(data: bytes) -> None:
+    """A span that was sealed: its row."""
+    RowReader().read(_ID, data)
+
+
+def _with_reference() -> bytes:
+    parsed = Span.FromString(_spans()[0])
+    parsed.attributes.add(key=names.PATIENT_REFERENCE).value.string_value = "Patient/1"
+    return parsed.SerializeToString()
+
+
+@target(DecodeError, seeds=lambda: [_with_reference(), *_spans()])
+def span_without_patient(data: bytes) -> None:
+    """An opened span as it leaves in an export: the reference is not in it."""
+    left = Span.FromString(without_reference(data))
+    assert names.PATIENT_REFERENCE not in {pair.key for pair in left.attributes}
+
+
+def _queries() -> Sequence[bytes]:
+    query = audit_pb2.QueryEventsRequest(
+        user="ann", patient="MRN-1", model="m", outcome="ok", type="inference.*", limit=5,
+        since_unix_nano=_NOW, trace_id=bytes(16),
+    )  # fmt: skip
+    return [query.SerializeToString(), b""]
+
+
+@target(SealwardError, DecodeError, seeds=_queries)
+def query(data: bytes) -> None:
+    """A question to the log."""
+    check_query(audit_pb2.QueryEventsRequest.FromString(data))
+
+
+def _exports() -> Sequence[bytes]:
+    asked = audit_pb2.QueryEventsRequest(user="ann", reason="free text", session="s")
+    return [
+        export_pb2.ExportEventsRequest(form="csv", query=asked).SerializeToString(),
+        export_pb2.ExportEventsRequest(form="bundle", event_ids=[_ID]).SerializeToString(),
+    ]
+
+
+@target(SealwardError, DecodeError, seeds=_exports)
+def export_question(data: bytes) -> None:
+    """What is to be exported, and what the record of it says: codes, in bounds."""
+    request = export_pb2.ExportEventsRequest.FromString(data)
+    _check(request)
+    assert len(described(request)) <= 256
+
+
+@target(StoreBrokenError, seeds=lambda: [framed([b"", b"ab", b"x" * 300]), framed(entries(3))])
+def stored_batch(data: bytes) -> None:
+    """A batch as the store keeps it."""
+    assert data.startswith(framed(unframed(data, 3)))
+
+
+@target(StartupError, seeds=lambda: [KeyState(1, (signer().vkey,)).encode(),
+                                     KeyState(2, ("a", "b"), 1, _NOW).encode()])  # fmt: skip
+def stored_keys(data: bytes) -> None:
+    """The list of a log's keys as the store keeps it."""
+    state = KeyState.decode(data)
+    assert KeyState.decode(state.encode()) == state
+
+
+@target(StartupError, seeds=lambda: [b"sealward.local/0123abcd/default/2026-2"])
+def stored_name(data: bytes) -> None:
+    """A log's name as the store keeps it."""
+    text = data.decode("utf-8", "replace")
+    name = LogName.parse(text)
+    assert name.origin == text
+    assert name.year >= 0
+
+
+@target(ValueError, seeds=lambda: [
+    b'{"positions":{"log":5},"known":[["gateway","aa",9,1.5,[[3,4,1.0,true]]]]}',
+    b'{"positions":{},"known":[]}',
+])  # fmt: skip
+def stored_producers(data: bytes) -> None:
+    """The numbers of the producers as the store keeps them."""
+    producers = Producers(lambda: 1e9, 60)
+    producers.load(data)
+    producers.due()
+    producers.dump()
+
+
+# --- an S3-compatible store's answers, below botocore's parsers ----------------------------------
+
+_ERROR = b"<Error><Code>NoSuchKey</Code><Message>m</Message></Error>"
+_LIST = (
+    b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+    b"<Name>b</Name><KeyCount>1</KeyCount><IsTruncated>false</IsTruncated><Contents><Key>log/"
+    b"checkpoint</Key><ETag>&quot;e&quot;</ETag><Size>1</Size></Contents></ListBucketResult>"
+)
+
+
+class _Body(io.BytesIO):
+    def stream(self, **_: Any) -> Any:
+        yield self.read()
+
+
+@cache
+def _bucket() -> S3Bucket:
+    bucket = S3Bucket("http://127.0.0.1:9", "b", "access", "secret")
+    bucket.client.meta.events.register("before-send.s3.*", lambda **_: _ANSWER[0]())
+    return bucket
+
+
+_ANSWER: list[Callable[[], AWSResponse]] = []
+
+
+def _answer(data: bytes) -> AWSResponse:
+    """Take status, entity tag and length of the headers from the first bytes, the rest as body."""
+    status = (200, 200, 200, 404, 412, 409, 500, 301, 403)[data[0] % 9]
+    headers = {} if data[1] % 4 == 3 else {"ETag": f'"{data[1]:x}"'}
+    if data[2] % 4 == 3:
+        headers["Content-Length"] = str(data[2])
+    return AWSResponse("http://127.0.0.1:9/b/k", status, headers, _Body(data[3:]))
+
+
+@target(SinkUnavailableError, SinkMovedError, seeds=lambda: [
+    b"\x00\x00\x00" + _LIST, b"\x03\x00\x00" + _ERROR, b"\x00\x00\x00", b"\x04\x00\x00" + _ERROR,
+    b"\x00\x00\x00" + log_files(entries(3))["checkpoint"],
+], rounds=120)  # fmt: skip
+def object_store_answer(data: bytes) -> None:
+    """Whatever the object store answers, to each kind of request."""
+    _ANSWER[:] = [lambda: _answer(data.ljust(3, b"\0"))]
+    sink = S3Sink(_bucket(), "log")
+    calls: list[Callable[[], object]] = [
+        sink.begin,
+        lambda: sink.read(CHECKPOINT_PATH),
+        lambda: sink.holds("tile/0/000", b"x"),
+        lambda: sink.write("tile/0/000", b"x"),
+        sink.flush,
+        lambda: sink.write(CHECKPOINT_PATH, b"x"),
+    ]
+    refused: list[Exception] = []
+    for call in calls:
+        try:
+            call()
+        except (SinkUnavailableError, SinkMovedError) as error:
+            refused.append(error)
+    if len(refused) == len(calls):
+        raise refused[0]
