@@ -84,13 +84,21 @@ def test_the_commands_of_a_page_are_commands(page: Path) -> None:
 
 
 def test_settings_that_pages_name_are_settings() -> None:
-    from sealward.kit.settings import ServiceSettings
     from services.audit.settings import AuditSettings
     from services.gateway.settings import GatewaySettings
+    from services.inference.settings import InferenceSettings
+    from services.keys.settings import KeysSettings
 
-    known = {f"SEALWARD_AUDIT_{name.upper()}" for name in AuditSettings.model_fields}
-    known |= {f"SEALWARD_GATEWAY_{name.upper()}" for name in GatewaySettings.model_fields}
-    assert ServiceSettings.model_fields.keys() <= AuditSettings.model_fields.keys()
+    known = {
+        f"SEALWARD_{service}_{name.upper()}"
+        for service, settings in (
+            ("AUDIT", AuditSettings),
+            ("GATEWAY", GatewaySettings),
+            ("INFERENCE", InferenceSettings),
+            ("KEYS", KeysSettings),
+        )
+        for name in settings.model_fields
+    }
     for page in RULES.parent.glob("*.md"):
         assert set(re.findall(r"`(SEALWARD_[A-Z_]+)`", page.read_text())) <= known, page.name
 
