@@ -81,7 +81,8 @@ OUTCOMES = ("ok", "denied", "failed")
 
 EVENT_TYPES = frozenset(
     {
-        "inference.predict", "model.load", "model.metadata", "model.ready", "server.metadata",
+        "inference.predict", "inference.run", "model.load", "model.metadata", "model.ready",
+        "server.metadata",
         "session.login", "session.logout", "session.list", "session.revoke",
         "session.break-glass", "session.step-up", "factor.list", "factor.begin",
         "factor.confirm", "factor.recovery", "factor.remove", "factor.reset",

@@ -414,8 +414,11 @@ class BatchFront:
                         stream.held += len(call.body)
                         deadline = now + call.timeout_ms / 1000 if call.timeout_ms else _FOREVER
                         calls.append(
-                            Call(number, call.method, stream.peer, {}, deadline, call.body)
-                        )
+                            Call(
+                                number, call.method, stream.peer, {}, deadline, call.body,
+                                trace=call.trace,
+                            )
+                        )  # fmt: skip
                     stream.owed += len(calls)
                 self._inbox.put(calls)
                 with self._lock:

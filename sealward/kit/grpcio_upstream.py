@@ -135,11 +135,14 @@ class BatchUpstream:
             stream.out.put(
                 self._request_type(
                     calls=[
-                        CallMessage(id=c.id, method=c.method, body=c.body, timeout_ms=c.timeout_ms)
+                        CallMessage(
+                            id=c.id, method=c.method, body=c.body, timeout_ms=c.timeout_ms,
+                            trace=c.trace,
+                        )
                         for c in calls
                     ]
                 ).SerializeToString()
-            )
+            )  # fmt: skip
 
     @staticmethod
     def _cut(stream: _Stream) -> list[OutCall]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sealward.kit import attributes as names
 from sealward.kit.spans import (
@@ -20,7 +20,7 @@ from sealward.kit.spans import (
     TraceParent,
     attribute,
 )
-from sealward.kit.spool import Spool
+from sealward.kit.spool import Build, Spool
 
 _PREFIX = "sealward."
 
@@ -72,6 +72,28 @@ class Recorder:
         code), SealwardError AUDIT_UNAVAILABLE when the spool cannot take the record: then the
         thing that was to be recorded must not happen.
         """
+        event_id, build = self.compose(
+            event_type,
+            outcome,
+            start_unix_nano=start_unix_nano,
+            end_unix_nano=None,
+            parent=parent,
+            **attributes,
+        )
+        self._spool.append(build)
+        return event_id
+
+    def compose(
+        self,
+        event_type: str,
+        outcome: str,
+        *,
+        start_unix_nano: int | None = None,
+        end_unix_nano: int | None = None,
+        parent: TraceParent | None = None,
+        **attributes: AttributeValue | None,
+    ) -> tuple[bytes, Build]:
+        """Make an event that `keep` records together with others; return its id and the event."""
         head = self._heads.get(event_type)
         if head is None or outcome not in names.OUTCOMES:
             raise TypeError("unknown event type or outcome")
@@ -91,12 +113,18 @@ class Recorder:
             if value is not None
         ]
         parts.append(STATUS_OK if outcome == "ok" else STATUS_ERROR)
-        end = self._clock()
+        end = self._clock() if end_unix_nano is None else end_unix_nano
         start = end if start_unix_nano is None else start_unix_nano
 
         def build(seq: int) -> bytes:
             numbered = (*parts, attribute(names.PRODUCER_SEQ, seq))
-            return head.build(start, end, numbered, parent=parent)
+            return head.build(min(start, end), end, numbered, parent=parent)
 
-        self._spool.append(build)
-        return event_id
+        return event_id, build
+
+    def keep(self, builds: Sequence[Build]) -> None:
+        """Record events with one write: when this returns all are on the disk, or none is.
+
+        Raise SealwardError as `record`.
+        """
+        self._spool.extend(builds)

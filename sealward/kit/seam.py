@@ -22,7 +22,9 @@ Trailers = tuple[tuple[str, str | bytes], ...]
 class Call:
     """One call as it came in. `deadline` is on the monotonic clock; infinite when there is none.
 
-    `problem` is why its caller's certificate is good no more: to be refused, and recorded.
+    `problem` is why its caller's certificate is good no more: to be refused, and recorded. `trace`
+    (between our services only) is the sender's place in a trace as TraceParent.encoded has it;
+    empty for a call that is not traced.
     """
 
     id: int
@@ -32,6 +34,7 @@ class Call:
     deadline: float
     body: bytes
     problem: SealwardError | None = None
+    trace: bytes = b""
 
 
 @dataclass(slots=True)
@@ -64,12 +67,13 @@ class Front(Protocol):
 
 @dataclass(slots=True)
 class OutCall:
-    """One call to another service. `timeout_ms` 0 = none."""
+    """One call to another service. `timeout_ms` 0 = none; `trace` as in Call."""
 
     id: int
     method: str
     body: bytes
     timeout_ms: int = 0
+    trace: bytes = b""
 
 
 class Upstream(Protocol):

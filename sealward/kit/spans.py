@@ -31,6 +31,7 @@ _U64 = struct.Struct("<Q")
 _DOUBLE_FIELD = struct.Struct("<Bd")
 _MASK64 = 2**64 - 1
 _CACHED_INTS = 1024
+_TRACE_BYTES = 24
 
 # Tags with lengths of the fixed-size fields: trace_id = 1, span_id = 2, parent_span_id = 4,
 # start_time_unix_nano = 7, end_time_unix_nano = 8.
@@ -61,6 +62,18 @@ class TraceParent:
 
     trace_id: bytes
     span_id: bytes
+
+    @property
+    def encoded(self) -> bytes:
+        """The two joined, as they go between our services."""
+        return self.trace_id + self.span_id
+
+    @classmethod
+    def decoded(cls, data: bytes) -> TraceParent | None:
+        """Read what `encoded` gives; None for anything else."""
+        if len(data) != _TRACE_BYTES or not any(data[:16]) or not any(data[16:]):
+            return None
+        return cls(data[:16], data[16:])
 
 
 def parse_traceparent(text: str) -> TraceParent | None:

@@ -150,7 +150,7 @@ class Event:
 
     `event_id` is 16 bytes (UUIDv7), `salt` 32, `start` and `end` nanoseconds since the epoch.
     `request` and `response` are the SHA-256 of the messages, `model` of the model file; each is
-    empty where there is none.
+    empty where there is none. `span_id` is there when others record spans below this one.
     """
 
     event_id: bytes
@@ -167,6 +167,7 @@ class Event:
     response: bytes = b""
     model: bytes = b""
     prefix: bytes = b""
+    span_id: bytes = b""
 
 
 class EventWriter:
@@ -199,6 +200,7 @@ class EventWriter:
                 *event.parts,
             ),
             parent=event.parent,
+            span_id=event.span_id or None,
         )
         return Entry(
             event_id=event.event_id,

@@ -40,12 +40,16 @@ class Callbacks:
 
 @dataclass(slots=True, eq=False)
 class Outgoing:
-    """One call: what it is about, its serialised request, its end on the monotonic clock."""
+    """One call: what it is about, its serialised request, its end on the monotonic clock.
+
+    `trace` is the span that it runs under (TraceParent.encoded), empty when it is not traced.
+    """
 
     item: Any
     body: bytes
     deadline: float
     method: str = ""
+    trace: bytes = b""
 
 
 class Exchange:
@@ -81,7 +85,7 @@ class Exchange:
             number = next(self._ids)
             self._waiting[number] = (sink, call.item, call.deadline)
             left_ms = max(1, int(min((call.deadline - now) * 1000, 2**32 - 1)))
-            out.append(OutCall(number, call.method, call.body, left_ms))
+            out.append(OutCall(number, call.method, call.body, left_ms, call.trace))
         try:
             self._upstream.send(out)
         except SealwardError:

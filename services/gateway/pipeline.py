@@ -31,6 +31,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.kit.recorder import new_event_id
 from sealward.kit.seam import Answer, Call, Front, Trailers
+from sealward.kit.spans import TraceParent
 from sealward.kit.status import as_sealward_error
 from sealward.tlog.receipt import format_receipt
 from services.gateway import events
@@ -163,7 +164,7 @@ class Pipeline:
         try:
             self._inference.send(
                 self._from_inference,
-                [Outgoing(f, f.call.body, f.deadline, METHOD) for f in wanted],
+                [Outgoing(f, f.call.body, f.deadline, METHOD, _trace(f)) for f in wanted],
             )
         except SealwardError as error:
             self._fail(wanted, error)
@@ -302,6 +303,15 @@ def receipt_trailers(event: Event, reply: Reply, checkpoint: bytes) -> Trailers 
 
 def _event(call: Call) -> Event:
     return Event(new_event_id(), secrets.token_bytes(32), EVENT_TYPE, call.method, time.time_ns())
+
+
+def _trace(flight: Flight) -> bytes:
+    """Return the span that the run of a traced call is recorded under: that of the call's event."""
+    parent = flight.headers.parent
+    if parent is None:
+        return b""
+    flight.event.span_id = secrets.token_bytes(8)
+    return TraceParent(parent.trace_id, flight.event.span_id).encoded
 
 
 def _overloaded() -> SealwardError:

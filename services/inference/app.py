@@ -29,6 +29,7 @@ from services.inference.batching import Batcher
 from services.inference.metrics import ModelMetrics
 from services.inference.recording import InferenceRecords, RefusalLimit
 from services.inference.registry import Registry, State
+from services.inference.runspans import RunSpans
 from services.inference.servicer import InferenceServicer
 from services.inference.settings import InferenceSettings
 from services.inference.store import ModelStore
@@ -70,7 +71,8 @@ class InferenceApp:
         self._spool = Spool(settings.data_dir / "spool.db")
         SpoolMetrics(ctx.metrics, self._spool)
         self._exporter = SpoolExporter(self._spool, otlp_sender(self._audit_channels), ctx.log)
-        self._records = InferenceRecords(Recorder(self._spool, "inference"), digest, RefusalLimit())
+        recorder = Recorder(self._spool, "inference")
+        self._records = InferenceRecords(recorder, digest, RefusalLimit())
         self._metrics = ModelMetrics(ctx.metrics)
         self._registry = Registry(spec, digest)
         front = BatchFront(
@@ -82,8 +84,13 @@ class InferenceApp:
             Limits(calls=settings.batch_calls, bytes=settings.batch_bytes),
             around=self._records.around,
         )
+        self._spans = RunSpans(front, recorder, ctx.log, ctx.fail)
         self._worker = Worker(
-            front, Batcher(self._registry, ctx.log, self._metrics), ctx.log, ctx.fail
+            front,
+            Batcher(self._registry, ctx.log, self._metrics),
+            ctx.log,
+            ctx.fail,
+            self._spans.put,
         )
         self._server = GrpcServer(
             ctx,
@@ -115,6 +122,7 @@ class InferenceApp:
                 ) from None
             raise StartupError(f"{error.reason.name}: {error.message}") from None
         self._ctx.health.set("models", ready=self._registry.ready)
+        self._spans.start()
         self._worker.start()
         self._server.start()
 
@@ -123,6 +131,7 @@ class InferenceApp:
         ends = time.monotonic() + grace
         self._server.drain(grace)
         self._worker.join(max(1.0, ends - time.monotonic()))
+        self._spans.close(max(1.0, ends - time.monotonic()))
         try:
             self._records.service("service.stop")
         except SealwardError as error:

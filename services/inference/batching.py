@@ -19,12 +19,14 @@ from sealward.api.oip.v2.open_inference_pb2 import ModelInferRequest
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.kit.seam import Answer, Call
+from sealward.kit.spans import TraceParent
 from sealward.kit.status import as_sealward_error
 from services.inference import questions
 from services.inference.datatypes import Array
 from services.inference.engine import RunError
 from services.inference.metrics import ModelMetrics
 from services.inference.registry import Model, Registry
+from services.inference.runspans import Run, Traced
 from services.inference.tensors import Decoded
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -32,6 +34,12 @@ MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _FLUSH_SECONDS = 0.005
 
 Reply = Callable[[Sequence[Answer]], None]
+Release = Callable[[Sequence[Traced]], None]
+
+
+def _untraced(_traced: Sequence[Traced]) -> None:
+    """Nobody records spans: a traced call is not answered."""
+    raise RuntimeError("there is nobody to record the runs of traced calls")
 
 
 @dataclass(slots=True)
@@ -44,6 +52,8 @@ class _Job:
     outputs: Sequence[Array] = ()
     size: int = 0
     position: int = 0
+    started: int = 0
+    ended: int = 0
 
 
 class Batcher:
@@ -66,8 +76,12 @@ class Batcher:
         calls: Sequence[Call],
         reply: Reply,
         cancelled: Callable[[int], bool] = lambda _: False,
+        release: Release = _untraced,
     ) -> None:
-        """Answer every call, once, through `reply`, in any order and in one or several goes."""
+        """Answer every call, once, in any order and in one or several goes.
+
+        Through `reply`; what was run of traced calls through `release`, which records it first.
+        """
         answers: list[Answer] = []
         jobs: dict[int, list[_Job]] = {}
         for call in calls:
@@ -79,7 +93,7 @@ class Batcher:
         if answers:
             reply(answers)
         for same in jobs.values():
-            self._run_model(same, reply)
+            self._run_model(same, reply, release)
 
     def _admit(self, call: Call, cancelled: Callable[[int], bool]) -> _Job | Answer:
         """Check a call up to the model's door; nothing that is wrong with it goes further."""
@@ -107,12 +121,13 @@ class Batcher:
         record = model.encoder.refused_record if model else b""
         return Answer(call.id, error=error, record=record)
 
-    def _run_model(self, jobs: Sequence[_Job], reply: Reply) -> None:
+    def _run_model(self, jobs: Sequence[_Job], reply: Reply, release: Release) -> None:
         """Run the jobs of one model and answer them; early when runs are long."""
         model = jobs[0].model
         strict = model.manifest.deterministic == "strict"
         groups = [[job] for job in jobs] if strict else _joined(jobs, model.manifest.max_rows)
         answers: list[Answer] = []
+        traced: list[Traced] = []
         ran: list[_Job] = []
         calls = rows = 0
         started = flushed = self._clock()
@@ -130,13 +145,15 @@ class Batcher:
                 rows += sum(job.request.rows for job in done)
             now = self._clock()
             if now - flushed >= _FLUSH_SECONDS:
-                answers += self._encode(ran)
+                answers += self._encode(ran, traced)
                 reply(answers)
                 answers, ran, flushed = [], [], now
-        answers += self._encode(ran)
+        answers += self._encode(ran, traced)
         self._metrics.ran(model.manifest, calls, rows, self._clock() - started)
         if answers:
             reply(answers)
+        if traced:
+            release(traced)
 
     def _run_group(self, group: Sequence[_Job], answers: list[Answer]) -> Sequence[_Job]:
         """Run jobs together; when that fails each alone, so that only the guilty one fails."""
@@ -158,7 +175,8 @@ class Batcher:
             return ()
         return group
 
-    def _encode(self, jobs: Iterable[_Job]) -> Sequence[Answer]:
+    def _encode(self, jobs: Iterable[_Job], traced: list[Traced]) -> Sequence[Answer]:
+        """Return the answers; those of traced calls go into `traced`."""
         answers: list[Answer] = []
         for job in jobs:
             encoder, rows = job.model.encoder, job.request.rows
@@ -169,7 +187,15 @@ class Batcher:
                 answers.append(self._refusal(job.call, job.model, error))
                 continue
             record = encoder.record(rows, job.size, job.position)
-            answers.append(Answer(job.call.id, body=body, record=record))
+            answer = Answer(job.call.id, body=body, record=record)
+            parent = TraceParent.decoded(job.call.trace) if job.call.trace else None
+            if parent is None:
+                answers.append(answer)
+                continue
+            run = Run(
+                job.model.manifest, job.started, job.ended, rows, job.size, job.position
+            )  # fmt: skip
+            traced.append(Traced(answer, parent, run))
         return answers
 
 
@@ -177,19 +203,23 @@ def _run(group: Sequence[_Job]) -> None:
     """Run the rows of a group as one, and give each job its own rows of the outputs."""
     first = group[0]
     rows = sum(job.request.rows for job in group)
+    started = time.time_ns()
     if len(group) == 1:
         first.outputs = first.model.engine.run(first.request.arrays, rows)
         first.size = rows
+        first.started, first.ended = started, time.time_ns()
         return
     arrays = [
         np.concatenate(parts) for parts in zip(*(job.request.arrays for job in group), strict=True)
     ]
     outputs = first.model.engine.run(arrays, rows)
+    ended = time.time_ns()
     position = 0
     for job in group:
         end = position + job.request.rows
         job.outputs = [output[position:end] for output in outputs]
         job.size, job.position = rows, position
+        job.started, job.ended = started, ended
         position = end
 
 

@@ -12,10 +12,14 @@ from sealward.kit.logging import where
 from sealward.kit.reasons import Reason
 from sealward.kit.seam import Answer, Call, Front
 from services.inference.batching import Batcher
+from services.inference.runspans import Traced
 
 
 class Worker:
-    """Serves one front with one batcher. `on_death` is told when the thread ends unasked."""
+    """Serves one front with one batcher. `on_death` is told when the thread ends unasked.
+
+    `release` takes over answers whose runs are to be recorded first.
+    """
 
     def __init__(
         self,
@@ -23,11 +27,13 @@ class Worker:
         batcher: Batcher,
         log: structlog.typing.FilteringBoundLogger,
         on_death: Callable[[str], None],
+        release: Callable[[Sequence[Traced]], None],
     ) -> None:
         self._front = front
         self._batcher = batcher
         self._log = log
         self._on_death = on_death
+        self._release = release
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
     def start(self) -> None:
@@ -55,8 +61,12 @@ class Worker:
             owed.difference_update(answer.id for answer in answers)
             self._front.reply(answers)
 
+        def release(traced: Sequence[Traced]) -> None:
+            owed.difference_update(one.answer.id for one in traced)
+            self._release(traced)
+
         try:
-            self._batcher.handle(calls, reply, self._front.cancelled)
+            self._batcher.handle(calls, reply, self._front.cancelled, release)
         except Exception as error:  # noqa: BLE001 - a fault of ours: these calls fail, we serve on
             self._log.error("batch.failed", error_type=type(error).__name__, where=where(error))
         if owed:

@@ -21,6 +21,7 @@ from sealward.kit.recorder import new_event_id
 from tests.support.suites import RunningSuite, heldout, rest_json, running, until
 
 MODEL = "breast-cancer"
+PREDICTION = "inference.predict"
 ROWS = {"measurements": np.array(heldout(MODEL)[:1], np.float32)}
 PATIENT = "MRN-reconcile-5520"
 
@@ -178,6 +179,32 @@ def test_a_reading_of_every_entry_says_the_same(alone: RunningSuite) -> None:
     assert found["complete"], found["missing"]
     assert found["index_differences"] == 0
     assert [len(log["root"]) for log in found["logs"]] == [64]
+
+
+def test_the_run_of_a_traced_call_is_in_its_trace(alone: RunningSuite) -> None:
+    # With a client that keeps no list: in a session of somebody who does, it would be a stranger's.
+    name = alone.user("tracy")
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    metadata = (
+        ("authorization", f"Bearer {alone.token(name)}"),
+        ("traceparent", f"00-{trace}-{caller}-01"),
+    )
+    _, call = alone.raw(name, metadata)
+    answered = dict(call.trailing_metadata())["sealward-event-id"]
+
+    def spans() -> list[Any]:
+        return alone.events(trace_id=bytes.fromhex(trace))
+
+    until(lambda: len(spans()) == 2, "the span of the run has come")
+    run, root = sorted(spans(), key=lambda event: event.type != "inference.run")
+    assert (run.type, run.producer, root.type) == ("inference.run", "inference", PREDICTION)
+    assert str(UUID(bytes=root.event_id)) == answered
+    opened = alone.event(str(UUID(bytes=run.event_id)))["span"]
+    parent = alone.event(answered)["span"]
+    assert (parent["parent_span_id"], opened["parent_span_id"]) == (caller, parent["span_id"])
+    assert opened["attributes"]["sealward.rows"] == 1
+    found = reconcile(alone)
+    assert found["complete"], found["missing"]
 
 
 def test_spools_are_asked_what_they_hold(alone: RunningSuite) -> None:

@@ -253,11 +253,17 @@ def h() -> Harness:
     return Harness()
 
 
+def test_a_call_without_a_trace_asks_for_no_span(h: Harness) -> None:
+    h.pipeline.take([h.call(h.login())])
+    assert h.inference.sent[0].trace == b""
+
+
 def test_an_answer_leaves_after_its_record_and_with_its_receipt(h: Harness) -> None:
     call = h.call(h.login(), sealward_patient="Patient/7", sealward_seq="12", traceparent=TRACE)
     h.pipeline.take([call])
     assert h.inference.sent[0].body == call.body
     assert 0 < h.inference.sent[0].timeout_ms <= 5000
+    traced = h.inference.sent[0].trace
     h.run_model()
     assert h.front.answers == {}, "released before it was recorded"
     checkpoint = h.commit()
@@ -287,6 +293,8 @@ def test_an_answer_leaves_after_its_record_and_with_its_receipt(h: Harness) -> N
     assert entry.input_digest == digest(call.body).digest()
     assert entry.output_digest == digest(answer.body).digest()
     assert h.spans[0].parent_span_id.hex() == "00f067aa0ba902b7"
+    # The run is recorded below the call's own span.
+    assert traced == h.spans[0].trace_id + h.spans[0].span_id
     said = h.attributes()
     for key, value in {
         "event.type": "inference.predict", "event.id": leaf[1:17].hex(), "outcome": "ok",

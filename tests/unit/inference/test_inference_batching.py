@@ -358,7 +358,7 @@ def test_the_worker_outlives_a_fault_of_ours(
 
     monkeypatch.setattr(h.batcher, "_run_model", broken_once)
     deaths: list[str] = []
-    worker = Worker(front, h.batcher, log[0], deaths.append)
+    worker = Worker(front, h.batcher, log[0], deaths.append, lambda _traced: None)
     worker.start()
     worker.join(10)
     reasons = {a.id: a.error.reason if a.error else None for a in front.answers}

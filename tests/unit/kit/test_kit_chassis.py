@@ -466,7 +466,7 @@ def test_batch_streams_survive_renewal_and_loss(rig: Rig, authority: Any) -> Non
     def serve() -> None:
         while calls := rig.batches.recv():
             serving.wait(20)
-            rig.batches.reply([Answer(c.id, c.body + b"!") for c in calls], b"common")
+            rig.batches.reply([Answer(c.id, c.body + b"!" + c.trace) for c in calls], b"common")
 
     threading.Thread(target=serve, daemon=True).start()
     credentials = Credentials(authority.issue(f"spiffe://{TD}/service/gateway"))
@@ -486,6 +486,9 @@ def test_batch_streams_survive_renewal_and_loss(rig: Rig, authority: Any) -> Non
     upstream.send([OutCall(n, "m", b"%d" % n, 5000) for n in range(100)])
     seen.wait(lambda: len(seen.replies) == 100)
     assert seen.replies[7] == b"7!"
+    upstream.send([OutCall(150, "m", b"traced", trace=b"t" * 24)])
+    seen.wait(lambda: 150 in seen.replies)
+    assert seen.replies[150] == b"traced!" + b"t" * 24
     assert seen.shared == {b"common"}
 
     # A renewal swaps the stream; calls on the old one are still answered.

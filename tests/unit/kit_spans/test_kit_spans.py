@@ -59,3 +59,10 @@ def test_fixed_size_text_refuses_another_size() -> None:
     text = spans.TextAttribute("sealward.event.id", 36)
     with pytest.raises(ValueError, match="size"):
         text.encode(b"short")
+
+
+def test_a_place_in_a_trace_goes_between_services_as_24_bytes() -> None:
+    place = spans.TraceParent(b"t" * 16, b"s" * 8)
+    assert spans.TraceParent.decoded(place.encoded) == place
+    for data in (b"", bytes(24), b"t" * 23, b"t" * 25, b"t" * 16 + bytes(8), bytes(16) + b"s" * 8):
+        assert spans.TraceParent.decoded(data) is None

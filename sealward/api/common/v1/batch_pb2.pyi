@@ -26,6 +26,7 @@ class Call(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Chosen by the sender, unique among its calls that have no reply yet on this stream."""
     method: _builtins.str
@@ -34,6 +35,10 @@ class Call(_message.Message):
     """The serialised request, as it was received."""
     timeout_ms: _builtins.int
     """What is left of the caller's deadline when the batch is sent, in milliseconds; 0 = none."""
+    trace: _builtins.bytes
+    """The trace that the call is part of, 24 bytes: trace id and the id of the sender's span. Empty = the
+    call is not traced. Whoever runs a traced call records a span of its own below the sender's.
+    """
     def __init__(
         self,
         *,
@@ -41,10 +46,11 @@ class Call(_message.Message):
         method: _builtins.str = ...,
         body: _builtins.bytes = ...,
         timeout_ms: _builtins.int = ...,
+        trace: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "id", b"id", "method", b"method", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "id", b"id", "method", b"method", "timeout_ms", b"timeout_ms", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
