@@ -105,7 +105,7 @@ def _open_embedded(settings: KeysSettings) -> Provider:
 
 
 def _open_vault(ctx: ServiceContext[KeysSettings], marker: Path) -> Provider:
-    # hvac and what it brings are loaded only where they are used.
+    # What Vault takes is loaded only where it is used.
     from services.keys.providers.vault.canary import Canary
     from services.keys.providers.vault.config import AppRole
     from services.keys.providers.vault.login import ROLE, SHREDDER_ROLE, unwrap

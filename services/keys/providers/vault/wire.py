@@ -1,25 +1,31 @@
 """One exchange with Vault: over several addresses, within a time, and nothing else.
 
-hvac's adapter sends; nothing here is retried that Vault has answered, and no redirect is followed:
-it would carry the token to wherever it points. The environment's proxies, CA bundles and tokens are
-not looked at.
+urllib3's connections send; nothing here is retried that Vault has answered, and no redirect is
+followed: it would carry the token to wherever it points. The environment's proxies, CA bundles and
+tokens are not looked at.
 """
 
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import requests
-from hvac.adapters import RawAdapter
-from requests.adapters import HTTPAdapter
-from requests.exceptions import ConnectionError as ConnectError
-from requests.exceptions import ConnectTimeout, RequestException, SSLError, Timeout
-from urllib3.exceptions import NewConnectionError
+import urllib3
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from sealward.seal.secret import Secret
 from services.keys.providers.vault.config import Target
@@ -61,7 +67,7 @@ class Wire:
         self._clock = clock
         self._lock = threading.Lock()
         self._first = 0
-        self._adapters = self._connect()
+        self._peers = self._connect()
 
     @property
     def address(self) -> str:
@@ -71,14 +77,14 @@ class Wire:
     def reconnect(self) -> None:
         """Open new connections from now on: with the client certificate that is there now."""
         with self._lock:
-            old, self._adapters = self._adapters, self._connect()
-        for adapter in old:
-            adapter.close()
+            old, self._peers = self._peers, self._connect()
+        for peer in old:
+            peer.close()
 
     def close(self) -> None:
         """Close the connections."""
-        for adapter in self._adapters:
-            adapter.close()
+        for peer in self._peers:
+            peer.close()
 
     def send(
         self,
@@ -94,17 +100,17 @@ class Wire:
 
         A call that is not `repeatable` goes to another address only if it did not go out at all.
         """
-        first, adapters = self._first, self._adapters
+        first, peers = self._first, self._peers
         sent = {**(headers or {}), **self._standing(path, token)}
         deadline = self._clock() + self._target.timeout
-        longest = self._target.timeout / min(2, len(adapters))
-        places = [(first + turn) % len(adapters) for turn in range(len(adapters))]
+        longest = self._target.timeout / min(2, len(peers))
+        places = [(first + turn) % len(peers) for turn in range(len(peers))]
         worst: Trouble | None = None
         again = repeatable
         while places and (left := min(longest, deadline - self._clock())) > 0:
             at = places.pop(0)
             try:
-                answer = _exchange(adapters[at], method, path, body, sent, left)
+                answer = _exchange(peers[at], method, path, body, sent, left)
             except _NoAnswerError as error:
                 worst = _worse(worst, error.trouble)
                 if error.trouble is Trouble.THROTTLED or (error.went_out and not repeatable):
@@ -117,7 +123,7 @@ class Wire:
             self._first = at
             return answer
         # Whoever comes next begins elsewhere.
-        self._first = (first + 1) % len(adapters)
+        self._first = (first + 1) % len(peers)
         raise UnavailableError(worst or Trouble.SLOW)
 
     def health(self) -> None:
@@ -133,23 +139,53 @@ class Wire:
             headers["X-Vault-Namespace"] = self._target.namespace
         return headers
 
-    def _connect(self) -> tuple[RawAdapter, ...]:
-        return tuple(self._adapter(address) for address in self._target.addresses)
+    def _connect(self) -> tuple[_Peer, ...]:
+        return tuple(_Peer(address, self._target) for address in self._target.addresses)
 
-    def _adapter(self, address: str) -> RawAdapter:
-        target = self._target
-        session = requests.Session()
-        session.trust_env = False
-        # hvac takes these from the session and not from its own arguments once there is a session.
-        session.verify = str(target.ca_file) if target.ca_file else True
-        if target.certificate:
-            session.cert = (str(target.certificate.cert_file), str(target.certificate.key_file))
-        pool = HTTPAdapter(pool_connections=1, pool_maxsize=target.calls, max_retries=0)
-        session.mount("https://", pool)
-        session.mount("http://", pool)
-        return RawAdapter(
-            base_uri=address, session=session, allow_redirects=False, strict_http=True
-        )
+
+class _Peer:
+    """One address and its kept connections, which are made when they are needed."""
+
+    def __init__(self, address: str, target: Target) -> None:
+        self._address = address
+        self._target = target
+        self._pools: urllib3.PoolManager | None = None
+
+    @property
+    def pool(self) -> HTTPConnectionPool:
+        """The connections; raise OSError for a certificate that cannot be read.
+
+        New ones after `close`, which calls under way do not notice.
+        """
+        pools = self._pools
+        if pools is None:
+            context = _tls(self._target) if self._address.startswith("https:") else None
+            pools = self._pools = urllib3.PoolManager(
+                num_pools=1, maxsize=self._target.calls, ssl_context=context
+            )
+        return pools.connection_from_url(self._address)
+
+    def close(self) -> None:
+        """Close those that are idle, and the others when they are."""
+        if self._pools is not None:
+            self._pools.clear()
+
+
+def _tls(target: Target) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if target.ca_file:
+        context.load_verify_locations(target.ca_file)
+    else:
+        # The machine's own, where OpenSSL has them: SSL_CERT_FILE names others.
+        paths = ssl.get_default_verify_paths()
+        if Path(paths.openssl_cafile).is_file():
+            context.load_verify_locations(paths.openssl_cafile)
+        if Path(paths.openssl_capath).is_dir():
+            context.load_verify_locations(capath=paths.openssl_capath)
+    if target.certificate:
+        context.load_cert_chain(target.certificate.cert_file, target.certificate.key_file)
+    return context
 
 
 class _NoAnswerError(Exception):
@@ -160,35 +196,36 @@ class _NoAnswerError(Exception):
 
 
 def _exchange(
-    adapter: RawAdapter,
+    peer: _Peer,
     method: str,
     path: str,
     body: Mapping[str, Any] | None,
     headers: Mapping[str, str],
     seconds: float,
 ) -> Answer:
+    # Vault lists by a method of its own, which a proxy may not know; a GET may ask for it.
+    listing = method == "list"
     try:
-        response = adapter.request(
-            method,
-            f"/v1/{path}",
-            headers=dict(headers),
-            raise_exception=False,
-            json=body,
-            timeout=(min(_CONNECT_SECONDS, seconds), seconds),
+        response = peer.pool.urlopen(
+            "GET" if listing else method.upper(),
+            f"/v1/{path}" + ("?list=true" if listing else ""),
+            body=None if body is None else json.dumps(body),
+            headers={"X-Vault-Request": "true", "Content-Type": "application/json", **headers},
+            timeout=urllib3.Timeout(connect=min(_CONNECT_SECONDS, seconds), read=seconds),
+            redirect=False,
+            retries=False,
         )
-        status, content = response.status_code, response.content
-    except ConnectTimeout:
-        raise _NoAnswerError(Trouble.UNREACHABLE, went_out=False) from None
+        status, content = response.status, response.data
     except SSLError:
         raise _NoAnswerError(Trouble.UNTRUSTED, went_out=False) from None
-    except Timeout:
+    except (ConnectTimeoutError, NewConnectionError):
+        raise _NoAnswerError(Trouble.UNREACHABLE, went_out=False) from None
+    except ReadTimeoutError:
         raise _NoAnswerError(Trouble.SLOW, went_out=True) from None
-    except ConnectError as error:
-        # No connection was had, or one was cut off while we waited.
-        reason = getattr(error.args[0], "reason", None) if error.args else None
-        went_out = not isinstance(reason, NewConnectionError)
-        raise _NoAnswerError(Trouble.UNREACHABLE, went_out=went_out) from None
-    except (RequestException, OSError):
+    except ProtocolError:
+        # The connection was cut off while we waited.
+        raise _NoAnswerError(Trouble.UNREACHABLE, went_out=True) from None
+    except (HTTPError, OSError):
         raise _NoAnswerError(Trouble.FAILING, went_out=True) from None
     answer = Answer(status, _parse(content))
     trouble = _trouble_of(answer, path)
