@@ -132,6 +132,22 @@ def _sync_time(suite: Suite) -> Finding:
     )
 
 
+def _clock(_suite: Suite) -> Iterator[Finding]:
+    from sealward.kit.clock import read_clock
+
+    reading = read_clock()
+    if reading.synchronised == "yes":
+        error = "" if reading.error_us is None else f", within {reading.error_us / 1000:.1f} ms"
+        yield Finding("clock", "ok", f"kept in step{error}")
+    elif reading.synchronised == "no":
+        yield Finding(
+            "clock", "warning", "nothing keeps it in step, says the kernel",
+            "run chrony or systemd-timesyncd: the record's times are this clock's",
+        )  # fmt: skip
+    else:
+        yield Finding("clock", "warning", "the kernel does not say whether it is kept in step")
+
+
 def _running(suite: Suite) -> Iterator[Finding]:
     if not suite.endpoints_file.exists():
         return
@@ -177,5 +193,5 @@ def _certificates(suite: Suite) -> Iterator[Finding]:
 
 
 _CHECKS: tuple[Callable[[Suite], Iterator[Finding]], ...] = (
-    _python, _packages, _folder, _disk, _running, _certificates,
+    _python, _packages, _folder, _disk, _clock, _running, _certificates,
 )  # fmt: skip

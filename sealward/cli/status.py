@@ -58,6 +58,7 @@ def collect(suite: Suite) -> dict[str, Any]:
         found["session_store"] = _process(processes["valkey"])
     found["keys"] = _keys(suite)
     found["log"] = _log(suite)
+    found["witness"] = _witness(suite)
     found["ready"] = all(found["services"][name]["health"] == "ready" for name in SERVICES)
     return found
 
@@ -115,6 +116,18 @@ def _keys(suite: Suite) -> dict[str, Any]:
     return {"state": "unreachable"}
 
 
+def _witness(suite: Suite) -> dict[str, Any]:
+    import grpc
+
+    from sealward.cli.audit.witness import ask_state
+    from sealward.cli.connect import Admin
+    from sealward.cli.errors import CliError
+
+    with suppress(grpc.RpcError, CliError), Admin(suite).channel("audit") as channel:
+        return ask_state(channel, 3.0)
+    return {"logs": [], "witnesses": []}
+
+
 def _log(suite: Suite) -> dict[str, Any]:
     try:
         origin, size = (suite.log_dir / "checkpoint").read_text(encoding="utf-8").split("\n")[:2]
@@ -150,6 +163,10 @@ def _print(found: dict[str, Any], *, as_json: bool) -> None:
     trouble = f": {keys['trouble']} since {keys['since']}" if keys.get("trouble") else ""
     line(f"keys: {keys.get('provider', '')} {keys['state']}{trouble}{host}")
     line(f"log:  {log['size']} entries in {log['dir']}")
+    if found["witness"]["witnesses"]:
+        from sealward.cli.audit.witness import one_line
+
+        line(f"witness: {one_line(found['witness'])}")
 
 
 def _mib(size: int | None) -> str:

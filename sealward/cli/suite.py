@@ -145,6 +145,11 @@ class Suite:
         return self.root / "audit" / "log.vkey"
 
     @property
+    def policy_file(self) -> Path:
+        """The audit log's witness policy."""
+        return self.root / "audit" / "log.policy"
+
+    @property
     def lock_file(self) -> Path:
         """Locked by the supervisor for as long as it lives; holds its process id."""
         return self.run / "supervisor.lock"

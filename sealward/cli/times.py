@@ -45,3 +45,8 @@ def show_nanos(nanos: int) -> str:
     """Return a time in UTC with milliseconds."""
     moment = dt.datetime.fromtimestamp(nanos // 1_000_000_000, dt.UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanos // 1_000_000 % 1000:03d}Z"
+
+
+def show_seconds(seconds: int) -> str:
+    """Return a time in UTC with seconds."""
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -12,6 +12,7 @@ from sealward.client.aio import AsyncClient
 from sealward.client.attach import Attachment, attach
 from sealward.client.client import Client
 from sealward.client.core import Checkpoint, InferResult, ModelInfo, Session, TensorInfo
+from sealward.client.cosigned import CosignedReceipt
 from sealward.client.errors import (
     CallError,
     ClientError,
@@ -36,6 +37,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ConsistencyUnavailableError",
+    "CosignedReceipt",
     "DeniedError",
     "ForkError",
     "InferResult",

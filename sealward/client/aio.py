@@ -12,10 +12,12 @@ from typing import Self
 from sealward.api.gateway.v1.gateway_pb2 import LogoutRequest
 from sealward.client import book as pages
 from sealward.client import core as calls
+from sealward.client import cosigned as cosignatures
 from sealward.client import renewal as renewals
 from sealward.client.book import Chain
 from sealward.client.connection import AioConnection, Reply, open_aio_channel
 from sealward.client.core import Core, InferResult, Inputs, ModelInfo, Session
+from sealward.client.cosigned import CosignedReceipt
 from sealward.client.errors import (
     ConsistencyUnavailableError,
     InvalidRequestError,
@@ -25,6 +27,7 @@ from sealward.client.profile import Profile
 from sealward.client.renewal import LOOK_SECONDS, Renewal
 from sealward.client.verify import Proof
 from sealward.kit.reasons import Code
+from sealward.tlog.policy import Policy
 
 _CONTROL_SECONDS = 30.0
 _LOG = logging.getLogger("sealward.client")
@@ -112,6 +115,15 @@ class AsyncClient:
             core.forget_model(model, version)
             raise
         return core.result(reply, proof)
+
+    async def cosigned(self, receipt: bytes, policy: Policy | bytes) -> CosignedReceipt:
+        """Return a receipt against a checkpoint that witnesses have cosigned; `Client.cosigned`."""
+        vkeys = self._core.profile.vkeys()
+        asked = cosignatures.ask(receipt, policy, vkeys)
+        body = await self._control(cosignatures.METHOD, asked.request, session=True)
+        found, proof = cosignatures.read(asked, body, vkeys)
+        await self._witness(proof)
+        return found
 
     async def settle(self) -> None:
         """Prove every checkpoint that still waits for it. Raises ForkError."""

@@ -11,14 +11,17 @@ from typing import Self
 
 from sealward.api.gateway.v1.gateway_pb2 import LogoutRequest
 from sealward.client import core as calls
+from sealward.client import cosigned as cosignatures
 from sealward.client import renewal as renewals
 from sealward.client.connection import Connection, open_channel
 from sealward.client.core import Core, InferResult, Inputs, ModelInfo, Session
+from sealward.client.cosigned import CosignedReceipt
 from sealward.client.errors import ConsistencyUnavailableError, InvalidRequestError, ProfileError
 from sealward.client.guard import Guard
 from sealward.client.profile import Profile
 from sealward.client.renewal import LOOK_SECONDS, Renewal
 from sealward.kit.reasons import Code
+from sealward.tlog.policy import Policy
 
 _CONTROL_SECONDS = 30.0
 _LOG = logging.getLogger("sealward.client")
@@ -119,6 +122,20 @@ class Client:
             core.forget_model(model, version)
             raise
         return core.result(reply, proof)
+
+    def cosigned(self, receipt: bytes, policy: Policy | bytes) -> CosignedReceipt:
+        """Return a receipt of the same call against a checkpoint that witnesses have cosigned.
+
+        `receipt` is that of an earlier answer, `policy` a C2SP tlog-policy, which must be
+        satisfied. Raises UnavailableError (NOT_COSIGNED, with a time to wait) while there is none,
+        TrustError, or ValueError for a policy that is none.
+        """
+        vkeys = self.profile.vkeys()
+        asked = cosignatures.ask(receipt, policy, vkeys)
+        body = self._control(cosignatures.METHOD, asked.request, session=True)
+        found, proof = cosignatures.read(asked, body, vkeys)
+        self._guard.witness(proof)
+        return found
 
     def settle(self) -> None:
         """Prove every checkpoint that still waits for it. Raises ForkError."""

@@ -25,6 +25,7 @@ from sealward.api.oip.v2 import open_inference_pb2 as oip
 from sealward.client.profile import Profile, write_private
 from sealward.kit.tls import Credentials, Material
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
+from sealward.tlog.cosignature import Cosigner
 from sealward.tlog.leaf import MIN_SEALED_SIZE, NO_DIGEST, Outcome, binding, leaf_prefix
 from sealward.tlog.merkle import Tree, leaf_hash
 from sealward.tlog.note import Ed25519Signer
@@ -62,10 +63,13 @@ class GatewayDouble:
     requests: list[bytes] = field(default_factory=list)
     certificates: list[str] = field(default_factory=list)
     leaf_seconds: int = 86_400
+    witnesses: list[Cosigner] = field(default_factory=list)
+    lie_of_receipt: Callable[[bytes], bytes] = lambda proof: proof
 
     def __post_init__(self) -> None:
         self.signer = signer()
         self.ended: dict[str, Tree] = {}
+        self.entries: dict[bytes, tuple[int, bytes]] = {}
         self.lock = threading.Lock()
         material = self.authority.issue(
             "spiffe://sealward.local/service/gateway", dns=(NAME, "localhost")
@@ -75,6 +79,7 @@ class GatewayDouble:
             "inference.GRPCInferenceService/ModelInfer": self.infer,
             "inference.GRPCInferenceService/ModelMetadata": self.model_metadata,
             "sealward.api.gateway.v1.LogService/GetConsistency": self.consistency,
+            "sealward.api.gateway.v1.LogService/GetReceipt": self.receipt,
             "sealward.api.gateway.v1.SessionService/Login": self.login,
             "sealward.api.gateway.v1.SessionService/Logout": lambda _b, _c: b"",
             "sealward.api.gateway.v1.UserService/IssueUserCertificate": self.issue,
@@ -146,6 +151,7 @@ class GatewayDouble:
         leaf = leaf_prefix(event.bytes, bound) + os.urandom(MIN_SEALED_SIZE)
         with self.lock:
             index = self.tree.append([leaf_hash(leaf)]) - 1
+            self.entries[event.bytes] = (index, leaf)
             checkpoint = Checkpoint(self.signer.name, self.tree.size, self.tree.root())
             path = self.tree.inclusion(index)
         note = sign_checkpoint(checkpoint, [self.signer])
@@ -211,6 +217,24 @@ class GatewayDouble:
                 proof = b"".join(tree.consistency(old, new))
                 proofs.append(bytes(len(proof)) if self.spoil_proof else proof)
         return gw.GetConsistencyResponse(proofs=proofs).SerializeToString()
+
+    def receipt(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        request = gw.GetReceiptRequest.FromString(body)
+        assert request.cosigned
+        if not self.witnesses:
+            status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="not cosigned yet")
+            status.details.add().Pack(ErrorInfo(reason="NOT_COSIGNED", domain="sealward"))
+            context.set_trailing_metadata(
+                (("grpc-status-details-bin", status.SerializeToString()),)
+            )
+            context.abort(grpc.StatusCode.UNAVAILABLE, status.message)
+        with self.lock:
+            index, leaf = self.entries[request.event_id]
+            checkpoint = Checkpoint(self.signer.name, self.tree.size, self.tree.root())
+            path = self.tree.inclusion(index)
+        note = sign_checkpoint(checkpoint, [self.signer, *self.witnesses])
+        proof = self.lie_of_receipt(format_receipt(index, path, leaf, bytes(32), note))
+        return gw.GetReceiptResponse(receipt=proof).SerializeToString()
 
     def login(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         request = gw.LoginRequest.FromString(body)

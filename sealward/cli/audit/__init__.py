@@ -23,6 +23,7 @@ from sealward.cli.audit import (
     reindex,
     review,
     verify,
+    witness,
 )
 
 app = typer.Typer(help="Read, prove and verify the audit log.", no_args_is_help=True)
@@ -46,3 +47,4 @@ for _name, _verb in _VERBS.items():
 app.add_typer(review.app, name="review")
 app.add_typer(logs.app, name="logs")
 app.add_typer(hold.app, name="hold")
+app.add_typer(witness.app, name="witness")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealward.cli.audit.common import Event, event_id
+from sealward.cli.audit.common import Event, PolicyFile, cosigners, event_id, read_policy
 from sealward.cli.errors import CliError, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import check_writable, emit, line
@@ -19,7 +19,7 @@ from sealward.cli.suite import Suite
 
 if TYPE_CHECKING:
     from sealward.api.audit.v1.audit_pb2 import GetReceiptResponse
-    from sealward.evidence.event import LogHead
+    from sealward.tlog.policy import Policy
 
 
 class Format(StrEnum):
@@ -37,6 +37,7 @@ def prove(
     cosigned: Annotated[
         bool, typer.Option("--cosigned", help="Against a checkpoint that witnesses cosigned.")
     ] = False,
+    policy: PolicyFile = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the proof here.")
     ] = None,
@@ -48,7 +49,8 @@ def prove(
 ) -> None:
     """Print the proof that an event is in the log, checked before it is printed.
 
-    The `extra` line of a tlog-proof holds 32 zero bytes in place of the salt, which went to the
+    With --cosigned the checkpoint must satisfy --policy, or the suite's own witness policy. The
+    `extra` line of a tlog-proof holds 32 zero bytes in place of the salt, which went to the
     caller alone, and the entry. A COSE receipt does not hold the entry: `--leaf` writes it.
     """
     from sealward.api.audit.v1 import audit_pb2
@@ -58,8 +60,9 @@ def prove(
 
     suite = Suite.at(directory)
     wanted = audit_pb2.GetReceiptRequest(
-        event_id=event_id(event), cosigned=cosigned, cose=form is Format.COSE
+        event_id=event_id(event), cosigned=cosigned or policy is not None, cose=form is Format.COSE
     )
+    asked = read_policy(policy or suite.policy_file) if wanted.cosigned else None
     if form is Format.COSE and output is None and not as_json and sys.stdout.isatty():
         raise usage("a COSE receipt is no text", "--output FILE, or --json")
     for file in (output, leaf):
@@ -67,7 +70,7 @@ def prove(
             check_writable(file)
     with calling("proving the event"), Admin(suite).channel("audit") as channel:
         answer = AuditServiceStub(channel).GetReceipt(wanted, timeout=CALL_SECONDS)
-    proof, shown = _check(suite, wanted, answer)
+    proof, shown = _check(suite, wanted, answer, asked)
     if output is not None:
         output.write_bytes(proof)
     if leaf is not None:
@@ -83,7 +86,9 @@ def prove(
         line(f"entry {shown['log_index']} of {shown['size']}: {output}")
 
 
-def _check(suite: Suite, wanted: Any, answer: GetReceiptResponse) -> tuple[bytes, dict[str, Any]]:
+def _check(
+    suite: Suite, wanted: Any, answer: GetReceiptResponse, policy: Policy | None
+) -> tuple[bytes, dict[str, Any]]:
     """Verify what came; return the proof and what is shown of it. Raise CliError."""
     from sealward.cli.audit.reading import head_of
     from sealward.tlog.checkpoint import Checkpoint
@@ -91,6 +96,7 @@ def _check(suite: Suite, wanted: Any, answer: GetReceiptResponse) -> tuple[bytes
     from sealward.tlog.errors import TlogError
     from sealward.tlog.leaf import SALT_SIZE
     from sealward.tlog.note import parse_note
+    from sealward.tlog.policy import open_cosigned
     from sealward.tlog.receipt import format_receipt, open_receipt
 
     receipt = answer.receipt
@@ -110,15 +116,18 @@ def _check(suite: Suite, wanted: Any, answer: GetReceiptResponse) -> tuple[bytes
         raise CliError(f"the proof does not hold: {error}", verified=False) from None
     if opened.event_id != wanted.event_id:
         raise CliError("the proof is about another event", verified=False)
-    if wanted.cosigned and not _cosigned(head, [line.name for line in note.signatures]):
-        raise CliError("no witness has cosigned this checkpoint", advice="try without --cosigned")
+    by: list[dict[str, object]] = []
+    if policy is not None:
+        try:
+            by = cosigners(open_cosigned(answer.checkpoint, policy, head.verifiers))
+        except TlogError as error:
+            raise CliError(
+                f"the checkpoint is not cosigned as the policy asks: {error}", verified=False
+            ) from None
     return proof, {
         "event_id": str(uuid.UUID(bytes=opened.event_id)),
         "log_index": opened.index,
         "size": opened.checkpoint.size,
         "origin": opened.checkpoint.origin,
+        **({"cosigned": by} if policy is not None else {}),
     }
-
-
-def _cosigned(head: LogHead, signers: list[str]) -> bool:
-    return any(name != head.origin for name in signers)

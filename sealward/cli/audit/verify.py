@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sealward.cli.audit.common import read_vkeys
+from sealward.cli.audit.common import PolicyFile, read_policy, read_vkeys
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit
 from sealward.cli.suite import Suite
@@ -31,21 +31,27 @@ def verify(
             "--checkpoint", metavar="FILE", help="A checkpoint seen earlier; may be given again."
         ),
     ] = None,
+    policy: PolicyFile = None,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Verify the log, or one receipt, with the public key alone. Works offline.
 
-    Exit 1 names the first bad entry.
+    With --policy it must also be cosigned as the policy says; its log keys count beside those of
+    --vkey. Exit 1 names the first bad entry.
     """
     from sealward.cli.audit.verifying import verify_log_command, verify_receipt_command
 
     suite = Suite.at(directory)
-    vkeys = read_vkeys(vkey or suite.vkey_file)
+    asked = read_policy(policy) if policy is not None else None
+    if vkey is None and asked is not None and asked.logs:
+        vkeys = [entry.verifier for entry in asked.logs]
+    else:
+        vkeys = read_vkeys(vkey or suite.vkey_file)
     if receipt is not None:
-        result, text = verify_receipt_command(receipt, vkeys)
+        result, text = verify_receipt_command(receipt, vkeys, asked)
     else:
         result, text = verify_log_command(
-            log or suite.log_dir, vkeys, checkpoint or [], progress=sys.stderr.isatty()
+            log or suite.log_dir, vkeys, checkpoint or [], asked, progress=sys.stderr.isatty()
         )
     emit(result, as_json=as_json, text=text)

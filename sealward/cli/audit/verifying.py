@@ -8,23 +8,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sealward.cli.audit.common import cosigners
 from sealward.cli.errors import CliError, unreadable, usage
 from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
 from sealward.tlog.errors import TlogError
 from sealward.tlog.logdir import LogVerificationError, verify_directory
-from sealward.tlog.note import Verifier
+from sealward.tlog.note import Verifier, parse_note
+from sealward.tlog.policy import CosignedCheckpoint, Policy, open_cosigned
 from sealward.tlog.receipt import open_receipt
+from sealward.tlog.tiles import CHECKPOINT_PATH, COSIGNED_PATH
 
 _LARGEST_RECEIPT = 1 << 20
 
 
 def verify_log_command(
-    log: Path, vkeys: Sequence[Verifier], checkpoints: Sequence[Path], *, progress: bool
+    log: Path,
+    vkeys: Sequence[Verifier],
+    checkpoints: Sequence[Path],
+    policy: Policy | None = None,
+    *,
+    progress: bool,
 ) -> tuple[dict[str, Any], str]:
-    """Verify a log; return what to print. Raise CliError naming the first bad entry."""
+    """Verify a log; return what to print. Raise CliError naming the first bad entry.
+
+    With a policy the newest checkpoint that satisfies it must be a beginning of the log.
+    """
     if not log.is_dir():
         raise usage(f"{log} is not a folder", "--log DIR")
     known = [_checkpoint(path, vkeys) for path in checkpoints]
+    # Read before the log: what is published meanwhile continues it.
+    cosigned = _cosigned(log, vkeys, policy) if policy is not None else None
+    if cosigned is not None:
+        known.append(cosigned.checkpoint)
     try:
         with _progress_bar(progress) as report_progress:
             report = verify_directory(log, vkeys, report_progress, known=known)
@@ -50,17 +65,25 @@ def verify_log_command(
         "files": report.files,
         "entry_bytes": report.entry_bytes,
         "unknown_files": list(report.unknown),
+        "cosigned": None,
     }
     text = (
         f"verified: {report.size} entries of {report.origin}\n"
         f"  root   {report.root.hex()}\n  signed {', '.join(report.signers)}"
     )
+    if cosigned is not None:
+        result["cosigned"] = {"size": cosigned.checkpoint.size, "by": cosigners(cosigned)}
+        text += f"\n  cosigned {cosigned.checkpoint.size} entries {_by(cosigned)}"
+    elif others := _unchecked(log):
+        text += f"\n  carries cosignatures of {', '.join(others)}: not checked (--policy FILE)"
     for name in report.unknown:
         text += f"\n  note: {name} is no part of a log"
     return result, text
 
 
-def verify_receipt_command(path: Path, vkeys: Sequence[Verifier]) -> tuple[dict[str, Any], str]:
+def verify_receipt_command(
+    path: Path, vkeys: Sequence[Verifier], policy: Policy | None = None
+) -> tuple[dict[str, Any], str]:
     """Verify a receipt as far as the log goes; return what to print. Raise CliError.
 
     What call it is about is checked where the request and the response are: in the client.
@@ -75,6 +98,7 @@ def verify_receipt_command(path: Path, vkeys: Sequence[Verifier]) -> tuple[dict[
             raise usage(f"{path} is not a receipt") from None
     try:
         receipt = open_receipt(data, vkeys)
+        cosigned = open_cosigned(receipt.note, policy, vkeys) if policy is not None else None
     except TlogError as error:
         raise CliError(f"the receipt does not verify: {error}", verified=False) from None
     event = str(uuid.UUID(bytes=receipt.event_id))
@@ -84,12 +108,55 @@ def verify_receipt_command(path: Path, vkeys: Sequence[Verifier]) -> tuple[dict[
         "log_index": receipt.index,
         "size": receipt.checkpoint.size,
         "origin": receipt.checkpoint.origin,
+        "cosigned": None,
     }
     text = (
         f"verified: event {event} is entry {receipt.index} of the {receipt.checkpoint.size} in"
         f" {receipt.checkpoint.origin}"
     )
+    if cosigned is not None:
+        result["cosigned"] = {"size": cosigned.checkpoint.size, "by": cosigners(cosigned)}
+        text += f"\n  cosigned {_by(cosigned)}"
     return result, text
+
+
+def _cosigned(log: Path, vkeys: Sequence[Verifier], policy: Policy) -> CosignedCheckpoint:
+    """Return the newest checkpoint of a log's folder that satisfies a policy; raise CliError."""
+    found: list[CosignedCheckpoint] = []
+    reasons: list[str] = []
+    for path in (CHECKPOINT_PATH, COSIGNED_PATH):
+        try:
+            found.append(open_cosigned((log / path).read_bytes(), policy, vkeys))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise unreadable(log / path, error) from None
+        except TlogError as error:
+            reasons.append(f"{path}: {error}")
+    if not found:
+        raise CliError(
+            f"the log is not cosigned as the policy asks ({reasons[-1] if reasons else 'empty'})",
+            advice="see sealward audit witness",
+            verified=False,
+        )
+    return max(found, key=lambda one: one.checkpoint.size)
+
+
+def _by(found: CosignedCheckpoint) -> str:
+    return "by " + ", ".join(f"{c['witness']} at {c['time']}" for c in cosigners(found))
+
+
+def _unchecked(log: Path) -> list[str]:
+    """Return the names of the keys, other than the log's, that say to have cosigned it."""
+    names: dict[str, None] = {}
+    for path in (CHECKPOINT_PATH, COSIGNED_PATH):
+        try:
+            note = parse_note((log / path).read_bytes())
+            origin = Checkpoint.parse(note.text).origin
+        except (OSError, TlogError):
+            continue
+        names |= {line.name: None for line in note.signatures if line.name != origin}
+    return list(names)
 
 
 def _checkpoint(path: Path, vkeys: Sequence[Verifier]) -> Checkpoint:
