@@ -76,7 +76,7 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
             left[names.PATIENT_REFERENCE] = request.query.patient
         ends = self._streams.enter(context)
         try:
-            parts = self._chosen(request)
+            parts = [_cosigned(part) for part in self._chosen(request)]
             total = sum(len(part.entries) for part in parts)
             left[names.COUNT] = total
             logs = [
@@ -161,6 +161,14 @@ class ExportServicer(export_pb2_grpc.ExportServiceServicer):
             span=span if identified else without_reference(span),
             receipt=receipt_of(placed),
         )
+
+
+def _cosigned(part: _Part) -> _Part:
+    """Let the receipts refer to the newest cosigned checkpoint, where that covers all of them."""
+    size, checkpoint = part.shard.cosigned
+    if part.entries and part.entries[-1] < size:
+        part.size, part.checkpoint = size, checkpoint
+    return part
 
 
 def without_reference(span: bytes) -> bytes:
