@@ -11,17 +11,20 @@ within the measured time. Keys are in memory; everything else is what the servic
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sealward.kit.logging import get_logger
 from sealward.kit.recorder import new_event_id
 from sealward.seal.context import EncryptionContext
-from sealward.tlog.leaf import SALT_SIZE, leaf_prefix
+from sealward.seal.entries import OVERHEAD_BYTES
+from sealward.tlog.leaf import PREFIX_SIZE, SALT_SIZE, leaf_prefix
 from sealward.tlog.note import Ed25519Signer
 from sealward.tlog.receipt import format_receipt, open_receipt
 from services.audit.digests import IndexKeys
@@ -38,7 +41,7 @@ ORIGIN = "bench.example/log"
 _WARM_SECONDS = 0.3
 _ENTRY_BYTES = 1024
 _CHECKED = 50
-_AHEAD = 100_000
+_AHEAD = 200_000
 
 
 class Key:
@@ -90,23 +93,34 @@ class Engine:
         self.store.close()
 
 
-def candidate(size: int = _ENTRY_BYTES) -> Candidate:
-    """An event of random bytes that is `size` bytes long once sealed."""
-    event_id = new_event_id()
-    row = Row(
-        event_id, time.time_ns(), "inference.predict", "ok", "OK", "", "dr-smith", "user", "5e55",
-        1, "TREAT", 0, secrets.token_hex(16), "breast-cancer", "1", "", "", "gateway", 1,
-        event_id, event_id[:8], b"", "9a3f51c2", 0, "",
-    )  # fmt: skip
-    prefix = leaf_prefix(event_id, bytes(32))
-    text = secrets.token_bytes(size - len(prefix) - 73)
-    return Candidate(prefix, text, EventKey(event_id, event_id), row)
+def candidates(size: int = _ENTRY_BYTES) -> Iterator[Candidate]:
+    """Yield events of random bytes that are `size` bytes long once sealed.
+
+    Ids, times and patients are new each time; the text is one of 512, which are at hand as what a
+    service has just read is.
+    """
+    length = size - PREFIX_SIZE - OVERHEAD_BYTES
+    texts = [secrets.token_bytes(length) for _ in range(512)]
+    patients = [secrets.token_hex(16) for _ in range(10_000)]
+    for text in itertools.cycle(texts):
+        event_id = new_event_id()
+        row = Row(
+            event_id=event_id, time=time.time_ns(), type="inference.predict", outcome="ok",
+            code="OK", reason="", actor="dr-smith", actor_kind="user", session="5e55",
+            caller_seq=1, purpose="TREAT", break_glass=0, patient=secrets.choice(patients),
+            model="breast-cancer", model_version="1", organization="", target="",
+            producer="gateway", producer_seq=1, trace_id=event_id, span_id=event_id[8:],
+            parent_id=b"", instance="9a3f51c2", counted=0, data_category="",
+        )  # fmt: skip
+        yield Candidate(leaf_prefix(event_id, bytes(32)), text, EventKey(event_id, event_id), row)
 
 
 def run(folder: Path, writers: int, seconds: float) -> dict[str, Any]:
     """Measure; return entries a second and the time from sending to receipt."""
     engine = Engine(folder)
-    ahead = [candidate() for _ in range(min(_AHEAD, int(writers * seconds * 3000)))]
+    # Drawn ahead as far as that lasts, so that it is not counted as the log's work.
+    made = candidates()
+    ahead = list(itertools.islice(made, min(_AHEAD, int(writers * seconds * 3000))))
     # As in the service (kit/runner.py): what is there now is no business of the collector's.
     gc.collect()
     gc.freeze()
@@ -117,8 +131,7 @@ def run(folder: Path, writers: int, seconds: float) -> dict[str, Any]:
     kept: list[tuple[Placed, bytes]] = []
     sent = began
     while (now := time.perf_counter()) < ends:
-        # Drawn ahead where it lasts, so that it is not counted as the log's work.
-        batch = [ahead.pop() if ahead else candidate() for _ in range(writers)]
+        batch = [ahead.pop() if ahead else next(made) for _ in range(writers)]
         sent = time.perf_counter()
         done = engine.log.append(batch, urgent=True)
         answered = time.perf_counter()

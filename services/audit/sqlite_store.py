@@ -53,10 +53,16 @@ DROP TABLE entries;
 """
 # Entries in a row. Whoever asks for one entry reads the row that has it.
 _ROW_ENTRIES = 64
+# Lists of ids are taken apart by joining with this table: one value instead of hundreds.
+_NUMBERS = 256
+_COUNTING = "CREATE TEMP TABLE numbers (i INTEGER PRIMARY KEY);"
+_FIND = """
+SELECT ids.event_id, ids.idx, ids.fingerprint
+  FROM numbers CROSS JOIN ids ON ids.event_id = substr(?1, i * 16 + 1, 16) WHERE i < ?2
+"""
 # A batch goes in as one statement, which is a transaction of its own. At each step of a statement
 # the interpreter's lock is given up, and under load it takes milliseconds to get it back.
 _APPENDING = """
-CREATE TEMP TABLE numbers (i INTEGER PRIMARY KEY);
 CREATE TEMP VIEW appended (first, count, hashes, leaves, ids, prints, size, root) AS
   SELECT 0, 0, x'', x'', x'', x'', 0, x'';
 CREATE TEMP TRIGGER append INSTEAD OF INSERT ON appended BEGIN
@@ -136,11 +142,8 @@ class SqliteStore:
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version={_VERSION};"
                 f" PRAGMA application_id={_APPLICATION_ID}; COMMIT;"
             )
-        if not self._sealed:
-            self._writer.executescript(_APPENDING)
-            self._writer.executemany(
-                "INSERT INTO numbers VALUES (?)", [(i,) for i in range(_ROW_ENTRIES)]
-            )
+        self._writer.executescript(_COUNTING if self._sealed else _COUNTING + _APPENDING)
+        self._writer.executemany("INSERT INTO numbers VALUES (?)", [(i,) for i in range(_NUMBERS)])
 
     def head(self) -> Head | None:
         """See LogStore."""
@@ -171,13 +174,11 @@ class SqliteStore:
     def find(self, event_ids: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
         """See LogStore."""
         found: dict[bytes, tuple[int, bytes]] = {}
-        for start in range(0, len(event_ids), 256):
-            some = event_ids[start : start + 256]
-            marks = ",".join("?" * len(some))
-            sql = f"SELECT event_id, idx, fingerprint FROM ids WHERE event_id IN ({marks})"  # noqa: S608
+        for start in range(0, len(event_ids), _NUMBERS):
+            some = event_ids[start : start + _NUMBERS]
             # What a commit needs to know does not wait behind a long query.
             with self._writing() as db:
-                rows = db.execute(sql, some).fetchall()
+                rows = db.execute(_FIND, (b"".join(some), len(some))).fetchall()
             found.update((row[0], (row[1], row[2])) for row in rows)
         return found
 
