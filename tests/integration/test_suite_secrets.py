@@ -1,7 +1,8 @@
 """Keys in clear are in the memory of the services and nowhere else.
 
-The test opens the keystore with the unlock secret, so it knows every key that the suite uses, and
-looks for all of them in each file, log, metric, record, environment and in the session store.
+The test opens the keystore with the unlock secret, or asks Vault as its administrator, so it knows
+every key that the suite uses, and looks for all of them in each file, log, metric, record,
+environment and in the session store.
 """
 
 from __future__ import annotations
@@ -18,17 +19,25 @@ import redis
 from sealward.api.audit.v1 import audit_pb2
 from sealward.api.audit.v1.audit_pb2_grpc import AuditServiceStub
 from sealward.cli.connect import Admin
-from tests.support.keystore import OpenedKeystore, derived
+from sealward.seal.context import EncryptionContext
+from tests.support.keystore import OpenedKeystore, VaultKeys, derived, wrapped_keys
 from tests.support.searching import Searched, scraped
-from tests.support.suites import RunningSuite, request, running, until
+from tests.support.suites import RunningSuite, running, until
+from tests.support.suites import request as question
+from tests.support.vault import required_binary
 
 SERVICES = ("keys", "audit", "inference", "gateway")
 
 
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuite]:
+@pytest.fixture(scope="module", params=["embedded", "vault"])
+def quiet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningSuite]:
     """A suite of its own: it is searched when it is down as well."""
-    with running(tmp_path_factory.mktemp("secrets") / "data") as started:
+    if request.param == "vault":
+        required_binary()
+    root = tmp_path_factory.mktemp("secrets") / "data"
+    with running(root, provider=request.param) as started:
         yield started
 
 
@@ -87,8 +96,8 @@ def used(suite: RunningSuite) -> None:
     name = suite.user("ada")
     for row in range(3):
         suite.ask(name, patient=f"patient-{row}")
-    suite.ask(name, request("diabetes-progression"))
-    wrong = request()
+    suite.ask(name, question("diabetes-progression"))
+    wrong = question()
     wrong.model_name = "no-such-model"
     suite.refusal(name, wrong)
     suite.events(user=name)
@@ -100,19 +109,18 @@ def used(suite: RunningSuite) -> None:
 
 def keys_of(suite: RunningSuite) -> dict[str, bytes]:
     """Every key of the suite by what it is."""
-    keystore = OpenedKeystore(suite.suite.root)
-    found = {"root": keystore.root_key, **keystore.keks}
-    found |= {f"authority {n}": key for n, key in enumerate(keystore.authorities)}
-    branches = keystore.branch_keys()
+    root = suite.suite.root
+    known = OpenedKeystore(root) if suite.provider == "embedded" else VaultKeys(suite)
+    wrapped = wrapped_keys(root)
     if suite.pid("valkey") is not None:
-        wrapped = dict(session_store(suite))[b"sess-key:default"]
-        branches["session"] = keystore.branch_key(wrapped)
-        assert {"kek/default/session/1"} <= set(keystore.keks)
-    found |= branches
+        shelved = dict(session_store(suite))[b"sess-key:default"]
+        wrapped["session"] = (shelved, EncryptionContext("default", "session", "gateway"))
+    branches = {name: known.branch_key(*item) for name, item in wrapped.items()}
+    found = {**known.keys(), **branches}
     for name, key in branches.items():
         if name.startswith("audit"):
             found |= {f"{name}, derived {n}": part for n, part in enumerate(derived(key))}
-    kinds = ("audit segment/", "audit index", "audit signing", "inference/models/")
+    kinds = ("audit segment/", "audit index/", "audit signing/", "inference/models/")
     assert all(any(name.startswith(kind) for name in branches) for kind in kinds), list(branches)
     assert {len(key) for key in found.values()} == {32}
     return found

@@ -1,4 +1,4 @@
-"""Opens the embedded keystore of a suite with its unlock secret, for tests that know its keys."""
+"""Opens the keys of a suite with its unlock secret, or in its Vault, for tests that know them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from sealward.seal.context import EncryptionContext
+from sealward.seal.context import KEY_SCHEMA, EncryptionContext
 from sealward.seal.header import key_name_of
 from sealward.seal.objects import ObjectSealer
 from sealward.seal.rootkey import UnlockSecret
+from services.keys.providers.vault.names import Names, derivation_context, kek_name
 from tests.support.esdk import sdk_open
-
-_MESSAGE = b"\x02\x04\x78"
+from tests.support.suites import RunningSuite
 
 
 class OpenedKeystore:
@@ -41,22 +41,59 @@ class OpenedKeystore:
             scalar(base64.b64decode(item["key"])) for item in content["authorities"]
         ]
 
-    def branch_key(self, wrapped: bytes) -> bytes:
-        """Open any wrapped branch key; what it is for stands in it."""
+    def branch_key(self, wrapped: bytes, context: EncryptionContext) -> bytes:
+        """Open a wrapped branch key; what it is for stands in it."""
         name = key_name_of(wrapped)
-        return sdk_open(self.keks[name], wrapped, name=name)[0]
+        key, header = sdk_open(self.keks[name], wrapped, name=name)
+        assert header.encryption_context == context.pairs(KEY_SCHEMA)
+        return key
 
-    def branch_keys(self) -> dict[str, bytes]:
-        """Open every wrapped branch key that lies in the folders of inference and audit."""
-        found = {
-            str(path.relative_to(self._root)): path.read_bytes()
-            for path in self._root.glob("inference/models/*/*.key")
-        }
-        for database in self._root.glob("audit/**/log.db"):
-            with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
-                rows = store.execute("SELECT name, value FROM meta").fetchall()
-            found |= {f"audit {name}": value for name, value in rows if value[:3] == _MESSAGE}
-        return {name: self.branch_key(wrapped) for name, wrapped in found.items()}
+    def keys(self) -> dict[str, bytes]:
+        """All but the branch keys, by what they are."""
+        found = {"root": self.root_key, **self.keks}
+        return found | {f"authority {n}": key for n, key in enumerate(self.authorities)}
+
+
+class VaultKeys:
+    """The branch keys of a suite in clear, by Vault's administrator: no other key leaves Vault."""
+
+    def __init__(self, suite: RunningSuite) -> None:
+        assert suite.vault is not None
+        self._server = suite.vault
+        self._transit = Names(suite.vault.prefixes[-1]).transit
+
+    def branch_key(self, wrapped: bytes, context: EncryptionContext) -> bytes:
+        """Open a wrapped branch key."""
+        path = f"{self._transit}/decrypt/{kek_name(context.tenant, context.purpose)}"
+        body = {"ciphertext": wrapped.decode(), "context": derivation_context(context)}
+        return base64.b64decode(self._server.ask("post", path, body)["data"]["plaintext"])
+
+    def keys(self) -> dict[str, bytes]:
+        """None of them is ours."""
+        return {}
+
+
+def wrapped_keys(root: Path) -> dict[str, tuple[bytes, EncryptionContext]]:
+    """Every wrapped branch key in the folders of inference and audit, and what it is for."""
+    found = {}
+    for path in root.glob("inference/models/*/*.key"):
+        about = EncryptionContext("default", "model", f"{path.parent.name}@{path.stem}")
+        found[str(path.relative_to(root))] = (path.read_bytes(), about)
+    for database in root.glob("audit/**/log.db"):
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
+            rows = dict(store.execute("SELECT name, value FROM meta"))
+        origin = rows["origin"].decode()
+        for name, value in rows.items():
+            kind, _, rest = name.partition("/")
+            if kind == "segment":
+                about = EncryptionContext("default", "audit-segment", rest)
+            elif rest.endswith("wrapped"):
+                purpose = {"index": "audit-index", "signing": "log-signing"}[kind]
+                about = EncryptionContext("default", purpose, origin)
+            else:
+                continue
+            found[f"audit {name}"] = (value, about)
+    return found
 
 
 def scalar(der: bytes) -> bytes:
