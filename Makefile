@@ -8,10 +8,10 @@ BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE ?= copy
 
-.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys models vault fuzz clean
+.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys soak-rotation models vault fuzz clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -57,6 +57,9 @@ protos: dev ## regenerate sealward/api from protos/
 
 vault: dev ## run a real Vault server for development, set up for a suite
 	@$(BIN)/python -m tools.vault_dev
+
+soak-rotation: dev ## rotate keys, certificates and authority 20 times under load
+	@$(BIN)/python -m benchmarks.soak --rounds 20
 
 models: dev ## rebuild the shipped models and check that they are the committed ones
 	@UV_PROJECT_ENVIRONMENT=.venv-models $(UV) sync --quiet --frozen --only-group models

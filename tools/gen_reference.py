@@ -29,7 +29,7 @@ from sealward.kit.spool import Spool
 from services.audit.metrics import AuditMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.inference.metrics import ModelMetrics
-from services.keys.watch import provider_metrics, vault_metrics
+from services.keys.watch import authority_metrics, provider_metrics, vault_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "<!-- Made by tools/gen_reference.py; do not edit. -->\n"
@@ -103,6 +103,7 @@ def _of_leases(registry: CollectorRegistry) -> None:
 def _of_providers(registry: CollectorRegistry) -> None:
     nothing: Any = SimpleNamespace(name="")
     provider_metrics(registry, nothing)
+    authority_metrics(registry, nothing)
 
 
 def _of_vault(registry: CollectorRegistry) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealward.cli.errors import CliError, Exit, unavailable
+from sealward.cli.errors import CliError, Exit, unavailable, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line
 from sealward.cli.suite import Suite
@@ -39,13 +39,26 @@ Purpose = Annotated[
 def rotate(
     tenant: Tenant = "",
     purpose: Purpose = "",
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--everything", help="And rewrap; the logs' keys, all certificates, the authority too."
+        ),
+    ] = False,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Make a new version of every key-encryption key, or of some; what is sealed still opens."""
     from sealward.cli.connect import Admin
 
-    rotated = rotate_keys(Admin(Suite.at(directory)), tenant, purpose)
+    suite = Suite.at(directory)
+    if everything:
+        if tenant or purpose:
+            raise usage("--everything is of every tenant and purpose")
+        done = rotate_everything(suite, quiet=as_json)
+        emit(done, as_json=as_json, text=_all_text(done))
+        return
+    rotated = rotate_keys(Admin(suite), tenant, purpose)
     emit(
         {"rotated": rotated},
         as_json=as_json,
@@ -72,6 +85,53 @@ def rewrap(
     Admin(suite)
     result = rewrap_keys(suite, tenant, purpose, retire=retire, quiet=as_json)
     emit(result, as_json=as_json, text=_text(result))
+
+
+def rotate_everything(suite: Suite, *, quiet: bool) -> dict[str, Any]:
+    """Rotate what can be rotated; return what was done. Old versions are kept. Raise CliError."""
+    from sealward.cli import authority
+    from sealward.cli.connect import Admin
+
+    rotated = rotate_keys(Admin(suite))
+    moved = rewrap_keys(suite, quiet=quiet)
+    logs = _rotate_log_keys(suite)
+    renewed = authority.renew_everything(suite)
+    replaced = authority.rotate_authority(suite, now=False, wait=False, quiet=quiet)
+    return {
+        "rotated": rotated,
+        "rewrapped": moved["holders"],
+        "retirable": moved["retirable"],
+        "logs": logs,
+        "certificates": renewed,
+        "authority": replaced,
+    }
+
+
+def _rotate_log_keys(suite: Suite) -> list[dict[str, Any]]:
+    """Give every log that grows another key; one whose last change is not over is left alone."""
+    import grpc
+
+    from sealward.api.audit.v1 import logs_pb2
+    from sealward.cli.audit.logs import LONG_SECONDS, log_admin
+    from sealward.cli.certificates import spread_vkeys
+    from sealward.cli.rpc import error_info
+
+    done = []
+    with log_admin(suite.root, "changing the logs' keys") as logs:
+        found = logs.ListLogs(logs_pb2.ListLogsRequest(), timeout=LONG_SECONDS).logs
+        for tenant in dict.fromkeys(log.tenant for log in found):
+            try:
+                answer = logs.RotateLogKey(
+                    logs_pb2.RotateLogKeyRequest(tenant=tenant), timeout=LONG_SECONDS
+                )
+            except grpc.RpcError as error:
+                if error_info(error)[0] != "LOG_STATE":
+                    raise
+                done.append({"tenant": tenant, "new_vkey": None})
+                continue
+            done.append({"tenant": tenant, "new_vkey": answer.new_vkey})
+    spread_vkeys(suite)
+    return done
 
 
 def list_keys(admin: Admin) -> list[KeyEncryptionKey]:
@@ -248,6 +308,21 @@ def _chosen(keys: list[KeyEncryptionKey], tenant: str, purpose: str) -> list[Key
     if not found:
         raise CliError("there is no such key-encryption key", advice="sealward keys status")
     return found
+
+
+def _all_text(done: dict[str, Any]) -> str:
+    changed = [log["tenant"] for log in done["logs"] if log["new_vkey"]]
+    waits = [log["tenant"] for log in done["logs"] if not log["new_vkey"]]
+    lines = [
+        f"{len(done['rotated'])} keys have a new version, and everything is wrapped under it",
+        f"logs with another key: {', '.join(changed) or 'none'}",
+        *([f"their last change is not over: {', '.join(waits)}"] if waits else []),
+        "certificates renewed: "
+        + ", ".join(done["certificates"]["services"] + done["certificates"]["renewed"]),
+        f"the next authority signs from {done['authority']['next_step']} on",
+        "destroy old versions, once no backup needs them: sealward keys rewrap --retire",
+    ]
+    return "\n".join(lines)
 
 
 def _text(result: dict[str, Any]) -> str:

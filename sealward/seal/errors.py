@@ -19,7 +19,14 @@ class SealBrokenError(SealError):
 
 
 class UnlockError(SealError):
-    """The unlock secret cannot be used, or does not open the root key."""
+    """The unlock secret cannot be used, or does not open the root key.
+
+    `said`: what the age library said, where it did not open.
+    """
+
+    def __init__(self, text: str, said: str = "") -> None:
+        super().__init__(text)
+        self.said = said
 
 
 class LeaseExpiredError(SealError):

@@ -60,8 +60,8 @@ class UnlockSecret:
                 if self._identity is not None
                 else pyrage.passphrase.decrypt(sealed, self._passphrase.reveal().decode())
             )
-        except pyrage.DecryptError:
-            raise UnlockError("wrong unlock secret, or a damaged file") from None
+        except pyrage.DecryptError as error:
+            raise UnlockError("wrong unlock secret, or a damaged file", str(error)) from None
         return root
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from typing import Protocol
 from services.audit.directory_sink import DirectorySinks
 from services.audit.entry import DEFAULT_TENANT
 from services.audit.index import Index
+from services.audit.rewrapped import REWRAPPED, RewrappedStore, write_rewrapped
 from services.audit.sqlite_index import SqliteIndex
 from services.audit.sqlite_store import SqliteStore
 from services.audit.store import LogStore
@@ -63,6 +65,15 @@ class Backend(Protocol):
     def sink(self, place: Place, origin: str) -> TileSink:
         """Return where the log in a place is published."""
 
+    def rewrap(self, place: Place, values: Sequence[tuple[str, bytes]]) -> None:
+        """Replace wrapped keys of an archive, durably, all or none; whoever has it open sees them.
+
+        Raises StoreError or OSError.
+        """
+
+    def forget_rewrapped(self, place: Place) -> None:
+        """Destroy what `rewrap` kept outside the store of a place."""
+
     def has_store(self, place: Place) -> bool:
         """Return whether there is a store in a place."""
 
@@ -88,7 +99,8 @@ class FileBackend:
 
     def store(self, place: Place, *, sealed: bool = False) -> LogStore:
         """See Backend."""
-        return SqliteStore(place.folder / _STORE, sealed=sealed)
+        store = SqliteStore(place.folder / _STORE, sealed=sealed)
+        return RewrappedStore(store, place.folder / REWRAPPED) if sealed else store
 
     def index(self, place: Place, origin: str) -> Index:
         """See Backend."""
@@ -97,6 +109,14 @@ class FileBackend:
     def sink(self, place: Place, origin: str) -> TileSink:
         """See Backend."""
         return self._sinks.open(place.published, origin)
+
+    def rewrap(self, place: Place, values: Sequence[tuple[str, bytes]]) -> None:
+        """See Backend: the archive's file is not touched, they go into one beside it."""
+        write_rewrapped(place.folder / REWRAPPED, values)
+
+    def forget_rewrapped(self, place: Place) -> None:
+        """See Backend."""
+        _wipe(place.folder / REWRAPPED)
 
     def has_store(self, place: Place) -> bool:
         """See Backend."""
@@ -119,13 +139,8 @@ class FileBackend:
     def drop_index(self, place: Place) -> None:
         """See Backend."""
         for suffix in ("-wal", "-shm", ""):
-            path = place.folder / f"{_INDEX}{suffix}"
-            if path.exists():
-                # The rows name people: their pages are written over before they are given back.
-                with path.open("r+b") as file:
-                    file.write(bytes(path.stat().st_size))
-                    os.fsync(file.fileno())
-                path.unlink()
+            # The rows name people.
+            _wipe(place.folder / f"{_INDEX}{suffix}")
 
     def close(self) -> None:
         """See Backend."""
@@ -165,6 +180,15 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _wipe(path: Path) -> None:
+    """Remove a file; its pages are written over before they are given back."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+            os.fsync(file.fileno())
+        path.unlink()
 
 
 def _sync(folder: Path) -> None:

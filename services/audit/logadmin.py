@@ -22,7 +22,7 @@ from services.audit.entry import DEFAULT_TENANT, MAX_PATIENT_BYTES
 from services.audit.events import OwnEvents
 from services.audit.holds import Hold, Holds, Scope, check_id
 from services.audit.index import Index, IndexFailedError, Query, TableDigest
-from services.audit.logkeys import DAY, rotate
+from services.audit.logkeys import DAY, SECOND, rotate
 from services.audit.retention import Retention
 from services.audit.rollover import Rollover, announced
 from services.audit.segments import KeyRing
@@ -39,6 +39,7 @@ _MAX_TIME = (1 << 63) - 1
 # Entries without a time in their id, as exported spans have, are passed over to find one with it.
 _LOOK = 64
 _WAIT_SECONDS = 5.0
+_MOST_OVERLAP_SECONDS = 90 * 24 * 3600
 
 
 class LogAdminServicer(logs_pb2_grpc.LogAdminServiceServicer):
@@ -99,11 +100,16 @@ class LogAdminServicer(logs_pb2_grpc.LogAdminServiceServicer):
         self, request: pb.RotateLogKeyRequest, context: grpc.ServicerContext
     ) -> pb.RotateLogKeyResponse:
         """Give a log another key."""
+        if request.overlap_seconds > _MOST_OVERLAP_SECONDS:
+            raise SealwardError(
+                Reason.FIELD_INVALID, "both keys sign for 90 days at most", field="overlap_seconds"
+            )
         with self._change():
             shard = self._rollover.shards.current(request.tenant)
             self._before(context, "log.key", shard.origin)
             old = shard.vkeys[0]
-            state = rotate(shard, self._ring, self._clock() + self._overlap)
+            overlap = request.overlap_seconds * SECOND or self._overlap
+            state = rotate(shard, self._ring, self._clock() + overlap)
             self._rollover.write_vkeys()
             return pb.RotateLogKeyResponse(
                 origin=shard.origin,

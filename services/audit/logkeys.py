@@ -27,7 +27,8 @@ from services.audit.segments import KeyRing
 from services.audit.shard import LiveShard
 
 _CHANGE = "signing/change"
-DAY = 24 * 3600 * 1_000_000_000
+SECOND = 1_000_000_000
+DAY = 24 * 3600 * SECOND
 
 
 def rotate(shard: LiveShard, ring: KeyRing, until: int) -> KeyState:

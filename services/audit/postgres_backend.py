@@ -6,6 +6,7 @@ keys, stay files there: they are derived and made anew where they are missing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from services.audit.index import Index
 from services.audit.postgres_database import Database
 from services.audit.postgres_index import PostgresIndex
 from services.audit.postgres_store import PostgresStore, SealedPostgresStore
-from services.audit.store import LogStore, StoreError
+from services.audit.store import LogStore, StoreBrokenError, StoreError
 from services.audit.tilesink import Sinks, TileSink
 
 _DISCARDED = "discarded/"
@@ -50,6 +51,20 @@ class PostgresBackend:
     def sink(self, place: Place, origin: str) -> TileSink:
         """See Backend."""
         return self._files.sink(place, origin)
+
+    def rewrap(self, place: Place, values: Sequence[tuple[str, bytes]]) -> None:
+        """See Backend: an archive here has no file of the store that has to stay as it is."""
+        try:
+            store = self.store(place)
+        except StartupError:
+            raise StoreBrokenError("the archive cannot be written") from None
+        try:
+            store.put(values)
+        finally:
+            store.close()
+
+    def forget_rewrapped(self, place: Place) -> None:
+        """See Backend: nothing is kept outside the store."""
 
     def has_store(self, place: Place) -> bool:
         """See Backend."""

@@ -37,8 +37,6 @@ DAY = 24 * 3600 * 1_000_000_000
 # Rounded up, so that no year is short of a leap day.
 _YEAR = 366 * DAY
 _CHUNK = 1 << 20
-# The manifest of an archive whose wrapped keys are being replaced: it is archived again with it.
-_REOPENED = "manifest.reopened.json"
 _STORE = "log.db"
 _PURGING, _PURGED = b"purging", b"purged"
 # What opens entries, what signs, and the copies that a log keeps of its successor's keys. The list
@@ -106,11 +104,9 @@ class Retention:
         return min(times, default=None)
 
     def resume(self) -> None:
-        """Complete what was begun and not ended, as after a power cut: purges, changed archives."""
+        """Complete the purges that were begun and not ended, as after a power cut."""
         for tenant in self._shards.tenants:
             for shard in self._shards.of(tenant).past:
-                if (shard.place.folder / _REOPENED).exists():
-                    self._archive_again(shard)
                 if shard.stored_state == _PURGING.decode():
                     self._destroy(shard)
 
@@ -137,50 +133,17 @@ class Retention:
             shard.refresh()
 
     def rewrap(self, shard: PastShard, values: Sequence[tuple[str, bytes]]) -> None:
-        """Replace wrapped keys of a log that has ended; an archive is archived again.
+        """Replace wrapped keys of a log that has ended; the files of an archive stay as they are.
 
-        Of an archive the store alone is listed anew, and only if it was what the manifest says.
-        Raise SealwardError, LOG_STATE when it was not.
+        Raise SealwardError.
         """
         try:
             if shard.state == "frozen":
                 shard.store.put(values)
-                return
-            place = shard.place
-            listed = json.loads(place.manifest.read_bytes())["files"].get(_STORE)
-            if listed is not None and listed != _digest(place.folder / _STORE):
-                raise SealwardError(
-                    Reason.LOG_STATE, f"the archive {shard.origin} is not what its manifest lists"
-                )
-            shard.close()
-            # From here on it opens as one that is written, until it is archived again.
-            place.manifest.rename(place.folder / _REOPENED)
-            _sync(place.folder)
-            self._unseal(place)
-            store = self._backend.store(place)
-            try:
-                store.put(values)
-            finally:
-                store.close()
-            self._archive_again(shard)
-        except (StoreError, OSError, ValueError, KeyError) as error:
+            else:
+                self._backend.rewrap(shard.place, values)
+        except (StoreError, OSError) as error:
             raise _failed(error) from None
-
-    def _archive_again(self, shard: PastShard) -> None:
-        place, reopened = shard.place, shard.place.folder / _REOPENED
-        if not place.manifest.exists():
-            shard.close()
-            self._unseal(place)
-            self._backend.store(place).seal()
-            files = json.loads(reopened.read_bytes())["files"]
-            path = place.folder / _STORE
-            if _STORE in files:
-                files[_STORE] = _digest(path)
-                path.chmod(0o400)
-            _write(place.manifest, _manifest(files))
-            _sync(place.folder)
-        reopened.unlink()
-        shard.refresh()
 
     def _seal(self, place: Place) -> dict[str, str]:
         self._backend.store(place).seal()
@@ -258,6 +221,7 @@ class Retention:
         try:
             for prefix in (*_SECRETS, *_later_keys(store)):
                 store.forget(prefix)
+            self._backend.forget_rewrapped(shard.place)
             store.put([(STATE, _PURGED)])
         finally:
             store.close()
@@ -285,14 +249,6 @@ def _archived(place: Place) -> Iterator[Path]:
 
 def _manifest(files: Mapping[str, str]) -> bytes:
     return json.dumps({"files": files}, indent=1, sort_keys=True).encode()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

@@ -37,7 +37,7 @@ from services.keys.servicer import KeysServicer
 from services.keys.settings import KeysSettings
 from services.keys.succession import FILE, Succession
 from services.keys.trust import TrustServicer
-from services.keys.watch import ProviderWatch, provider_metrics, vault_metrics
+from services.keys.watch import ProviderWatch, authority_metrics, provider_metrics, vault_metrics
 from services.keys.witness.opening import open_witness
 from services.keys.witness.servicer import WitnessServicer
 
@@ -253,6 +253,7 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     )
     exporter = SpoolExporter(spool, otlp_sender(channels), ctx.log)
     provider_metrics(ctx.metrics, branches)
+    authority_metrics(ctx.metrics, provider.authority)
     if provider.session is not None:
         vault_metrics(ctx.metrics, provider.session)
     watch = ProviderWatch(ctx.health, recorder, ctx.log)

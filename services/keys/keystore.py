@@ -27,6 +27,7 @@ from typing import Any
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
+from sealward.seal.damage import find_age_damage, find_damage
 from sealward.seal.errors import SealBrokenError, UnlockError
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
 from sealward.seal.rootkey import UnlockSecret
@@ -36,6 +37,10 @@ from services.keys.files import LARGEST_BYTES, read_private, sync_folder, write_
 SCHEMA = "sealward/keystore/v1"
 ROOT_FILE = "root.age"
 SEALED_FILE = "keystore.sealed"
+# What the age library says when a passphrase would take far longer than when it was set.
+_BUSY = "Excessive work"
+RESTORE = "sealward keys restore --from BACKUP --dir DIR"
+"""What to do about a keystore that is lost, as it is told to the operator."""
 # A tenant has a handful of purposes; beyond this somebody is making up names.
 MAX_KEKS = 4096
 _UNFINISHED = ".keystore.new"
@@ -224,22 +229,35 @@ def _open(folder: Path, secret: UnlockSecret) -> tuple[bytes, Content]:
         try:
             sealed[name] = read_private(folder / name)
         except FileNotFoundError:
-            raise StartupError(f"the keystore {folder} is damaged: {name} is missing") from None
+            raise StartupError(
+                f"the keystore {folder} is damaged: {name} is missing; {RESTORE}"
+            ) from None
     try:
         head = json.loads(secret.open(sealed[ROOT_FILE]))
         root, deployment = _bytes(head["root"]), str(head["deployment"])
         sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
-    except UnlockError:
+    except UnlockError as error:
+        if error.said.startswith(_BUSY):
+            raise StartupError(
+                f"{folder / ROOT_FILE} is not opened: this machine is too busy for a passphrase"
+                " now (scrypt); start again"
+            ) from None
+        damage = find_age_damage(sealed[ROOT_FILE], error.said)
+        if damage is not None:
+            raise StartupError(f"{folder / ROOT_FILE} is damaged: {damage}; {RESTORE}") from None
         raise StartupError(
-            f"{folder / ROOT_FILE} does not open: wrong unlock secret, or the file is damaged"
+            f"{folder / ROOT_FILE} does not open: wrong unlock secret, or its header is damaged;"
+            f" if the secret is right, {RESTORE}"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise StartupError(f"{folder / ROOT_FILE} is not a root key of this version") from None
     try:
         plain = sealer.open(_context(deployment), sealed[SEALED_FILE])
     except SealBrokenError:
+        damage = find_damage(sealer, _context(deployment), sealed[SEALED_FILE])
         raise StartupError(
-            f"{folder / SEALED_FILE} is damaged, or does not belong to {ROOT_FILE}"
+            f"{folder / SEALED_FILE} is damaged, or does not belong to {ROOT_FILE}: {damage};"
+            f" {RESTORE}"
         ) from None
     try:
         content = _parse(json.loads(plain))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
 
 import structlog
+from cryptography import x509
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.health import Health
 from sealward.kit.reasons import Reason
-from services.keys.providers.base import BranchKeys, Condition, State
+from services.keys.providers.base import (
+    AuthorityState,
+    BranchKeys,
+    CertificateAuthority,
+    Condition,
+    State,
+)
 from services.keys.records import Recorder
 
 if TYPE_CHECKING:
@@ -66,6 +74,31 @@ def provider_metrics(registry: CollectorRegistry, branches: BranchKeys) -> None:
         _follow(
             gauge.labels(branches.name, state), lambda s: branches.condition().state == s, state
         )
+
+
+def authority_metrics(registry: CollectorRegistry, authority: CertificateAuthority) -> None:
+    """Register what is to be seen of the certificate authority."""
+    count = Gauge(
+        "sealward_keys_authorities", "Authorities in the trust bundle, by where they stand",
+        ["state"], registry=registry,
+    )  # fmt: skip
+    for state in get_args(AuthorityState):
+        _follow(
+            count.labels(state),
+            lambda s: sum(one.state == s for one in authority.authorities()),
+            state,
+        )
+    left = Gauge(
+        "sealward_keys_authority_seconds", "Time until the authority that signs comes to its end",
+        registry=registry,
+    )  # fmt: skip
+
+    def seconds() -> float:
+        (first, *_) = authority.authorities()
+        certificate = x509.load_pem_x509_certificate(first.certificate_pem)
+        return certificate.not_valid_after_utc.timestamp() - time.time()
+
+    left.set_function(seconds)
 
 
 def vault_metrics(registry: CollectorRegistry, session: VaultSession) -> None:

@@ -107,6 +107,35 @@ class Writer:
         }
 
 
+def test_named_values_are_listed(bench: Bench) -> None:
+    store = bench.store()
+    store.put([("segment/b", b"1"), ("segment/a", b"2"), ("segmentx", b"3"), ("seg_ent/a", b"4")])
+    assert store.names("segment/") == ["segment/a", "segment/b"]
+    assert store.names("seg_") == ["seg_ent/a"]
+    assert store.names("nothing/") == []
+    store.forget("segment/")
+    assert store.names("segment/") == []
+
+
+def test_wrapped_keys_of_an_archive_are_replaced(bench: Bench) -> None:
+    """Whoever has the archive open sees them, also after a restart."""
+    place = bench.places.first
+    store = bench.store()
+    store.put([("segment/a", b"old a"), ("segment/b", b"old b"), ("index/wrapped", b"old")])
+    store.seal()
+    sealed = bench.store(sealed=True)
+    bench.backend.rewrap(place, [("segment/a", b"new a")])
+    bench.backend.rewrap(place, [("index/wrapped", b"new")])
+    for found in (sealed, bench.store(sealed=True)):
+        values = [found.get(name) for name in ("segment/a", "segment/b", "index/wrapped")]
+        assert values == [b"new a", b"old b", b"new"]
+        assert found.names("segment/") == ["segment/a", "segment/b"]
+    bench.backend.rewrap(place, [("segment/a", b"newer a")])
+    assert sealed.get("segment/a") == b"newer a"
+    bench.backend.forget_rewrapped(place)
+    assert b"newer" not in b"".join(p.read_bytes() for p in place.folder.rglob("*.json"))
+
+
 def test_what_is_committed_is_there_and_again_after_a_restart(bench: Bench) -> None:
     store = bench.store()
     assert store.head() is None

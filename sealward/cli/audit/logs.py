@@ -12,7 +12,7 @@ from sealward.cli.errors import usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, table
 from sealward.cli.suite import Suite
-from sealward.cli.times import show_nanos
+from sealward.cli.times import parse_span, show_nanos
 
 if TYPE_CHECKING:
     from sealward.api.audit.v1.logs_pb2 import LogInfo
@@ -97,13 +97,24 @@ def freeze(
 
 
 @app.command("rotate-key")
-def rotate_key(tenant: Tenant = "", directory: Dir = DEFAULT, as_json: Json = False) -> None:
+def rotate_key(
+    tenant: Tenant = "",
+    overlap: Annotated[
+        str,
+        typer.Option("--overlap", metavar="SPAN", help="How long both keys sign, as 2h or 7d."),
+    ] = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
     """Give a tenant's current log another signing key; for some days both sign."""
     from sealward.api.audit.v1.logs_pb2 import RotateLogKeyRequest
     from sealward.cli.certificates import spread_vkeys
 
+    seconds = parse_span(overlap) if overlap else 0
     with log_admin(directory, "changing the log's key") as logs:
-        answer = logs.RotateLogKey(RotateLogKeyRequest(tenant=tenant), timeout=LONG_SECONDS)
+        answer = logs.RotateLogKey(
+            RotateLogKeyRequest(tenant=tenant, overlap_seconds=seconds), timeout=LONG_SECONDS
+        )
     spread_vkeys(Suite.at(directory))
     until = show_nanos(answer.overlap_until_unix_nano)
     shown = {

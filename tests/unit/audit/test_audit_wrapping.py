@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -15,13 +16,14 @@ import pytest
 from sealward.kit.errors import SealwardError
 from sealward.kit.logging import get_logger
 from sealward.kit.reasons import Reason
-from services.audit import retention as retentions
+from services.audit import rewrapped
 from services.audit.backend import FileBackend, Place
 from services.audit.holds import Holds
 from services.audit.logkeys import rotate as rotate_log_key
 from services.audit.retention import Retention, SteadyClock
+from services.audit.rewrapped import REWRAPPED
 from services.audit.rollover import announced
-from services.audit.store import LogStore
+from services.audit.store import LogStore, StoreBrokenError
 from services.audit.wrapping import LogKeyHolder
 from tests.support.audit_shards import Clock, Logs
 from tests.support.audit_suite import entry_bytes
@@ -171,38 +173,68 @@ def test_a_restart_opens_everything_under_the_new_version(tmp_path: Path, keys: 
         again.close()
 
 
-def test_an_archive_is_archived_again(turning: Turning) -> None:
+def test_an_archive_stays_what_it_is(turning: Turning) -> None:
+    """Its files are listed with their digests, and copies of them are elsewhere."""
     past = turning.logs.shards.of("default").past[-1]
-    before = json.loads(past.place.manifest.read_text())["files"]
+    before = {path: path.read_bytes() for path in past.place.folder.rglob("*") if path.is_file()}
+    for _ in range(2):
+        turning.keys.rotate()
+        assert turning.move()["default/audit-segment"].confirmed
+        turning.keys.retire()
+    assert past.state == "archived"
+    after = {path: path.read_bytes() for path in past.place.folder.rglob("*") if path.is_file()}
+    (new,) = after.keys() - before.keys()
+    assert new.name == REWRAPPED
+    assert new.stat().st_mode & 0o777 == 0o600
+    assert {path: after[path] for path in before} == before
+    for name, digest in json.loads(past.place.manifest.read_text())["files"].items():
+        assert sha256((past.place.folder / name).read_bytes()).hexdigest() == digest
+    assert turning.all_readable() == 18
+
+
+def test_who_reads_an_archive_meanwhile_notices_nothing(turning: Turning) -> None:
+    """Ids of the last day are looked up in ended logs with every call."""
+    past = turning.logs.shards.of("default").past[-1]
+    leaf = next(leaf for leaf in past.store.leaves(0, past.log.head[0]) if leaf[0] == 1)
+    stop, trouble, reads = threading.Event(), [], [0]
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                assert past.store.find([leaf[1:17]])
+                assert past.segments.open(leaf[:49], leaf[49:])
+            except Exception as error:  # noqa: BLE001 - any is the finding
+                trouble.append(error)
+            reads[0] += 1
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(3):
+        turning.keys.rotate()
+        turning.move()
+        turning.keys.retire()
+    stop.set()
+    reader.join(20)
+    assert not trouble
+    assert reads[0] > 3
+
+
+def test_a_damaged_file_of_moved_keys_is_told(turning: Turning) -> None:
+    past = turning.logs.shards.of("default").past[-1]
     turning.keys.rotate()
     turning.move()
-    after = json.loads(past.place.manifest.read_text())["files"]
-    assert past.state == "archived"
-    assert {n for n in before if before[n] != after[n]} == {"log.db"}
-    assert before.keys() == after.keys()
-    for name, digest in after.items():
-        path = past.place.folder / name
-        assert sha256(path.read_bytes()).hexdigest() == digest
-        assert path.stat().st_mode & 0o777 == 0o400
-    assert sorted(p.name for p in past.place.folder.glob("*manifest*")) == ["manifest.json"]
-
-
-def test_an_archive_that_was_changed_is_not_listed_anew(turning: Turning) -> None:
-    """Rewrapping must not bless what somebody did to an archive."""
-    past = turning.logs.shards.of("default").past[-1]
-    manifest = past.place.manifest.read_bytes()
-    path = past.place.folder / "log.db"
-    path.chmod(0o600)
-    with path.open("ab") as file:
-        file.write(bytes(4096))
-    turning.keys.rotate()
+    path = past.place.folder / REWRAPPED
+    good = path.read_bytes()
+    path.write_bytes(good[:-20])
+    with pytest.raises(StoreBrokenError, match="restore it"):
+        past.store.get("index/wrapped")
     with pytest.raises(SealwardError) as caught:
         turning.move()
-    assert caught.value.reason is Reason.LOG_STATE
-    assert past.origin in caught.value.message
-    assert past.place.manifest.read_bytes() == manifest
-    with pytest.raises(SealwardError):
-        turning.keys.retire()
+    assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
+    path.write_bytes(good)
+    assert turning.move()["default/audit-segment"].confirmed
+    turning.keys.retire()
+    assert turning.all_readable() == 18
 
 
 class DiedError(BaseException):
@@ -225,8 +257,8 @@ class CountingBackend(FileBackend):
     def store(self, place: Place, *, sealed: bool = False) -> LogStore:
         self.step()
         store = super().store(place, sealed=sealed)
-        for name in ("put", "seal"):
-            setattr(store, name, self.counted(getattr(store, name)))
+        if not sealed:
+            store.put = self.counted(store.put)  # type: ignore[method-assign]
         return store
 
     def counted(self, real: Any) -> Any:
@@ -250,10 +282,9 @@ def test_dying_at_any_step_of_a_pass_loses_nothing(
         backend.left, died = steps, False
         steps += 1
         with monkeypatch.context() as patch:
-            patch.setattr(retentions, "_sync", backend.counted(retentions._sync))
-            patch.setattr(retentions, "_write", backend.counted(retentions._write))
-            for name in ("rename", "unlink", "chmod"):
-                patch.setattr(Path, name, backend.counted(getattr(Path, name)))
+            for name in ("open", "fsync"):
+                patch.setattr(rewrapped.os, name, backend.counted(getattr(os, name)))
+            patch.setattr(Path, "replace", backend.counted(Path.replace))
             try:
                 made.move()
             except DiedError:
@@ -275,6 +306,9 @@ def test_dying_at_any_step_of_a_pass_loses_nothing(
 
 def test_a_purged_log_stays_purged(turning: Turning) -> None:
     past = turning.logs.shards.of("default").past[-1]
+    turning.keys.rotate()
+    turning.move()
+    assert (past.place.folder / REWRAPPED).exists()
     turning.retention.purge(past)
     turning.keys.rotate()
     turning.move()
@@ -282,6 +316,7 @@ def test_a_purged_log_stays_purged(turning: Turning) -> None:
     assert past.state == "purged"
     assert not any(place.startswith(past.origin + "#") for place in turning.places())
     assert past.store.names("segment/") == []
+    assert not (past.place.folder / REWRAPPED).exists()
 
 
 def test_logs_of_a_tenant_that_is_not_configured_keep_their_key(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,18 @@ import pytest
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
+from sealward.seal.objects import FRAME_BYTES
 from sealward.seal.rootkey import UnlockSecret, new_identity
 from services.keys import files, keystore
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
-from services.keys.keystore import ROOT_FILE, SEALED_FILE, Content, Keystore, open_or_create
+from services.keys.keystore import (
+    RESTORE,
+    ROOT_FILE,
+    SEALED_FILE,
+    Content,
+    Keystore,
+    open_or_create,
+)
 
 SECRET = UnlockSecret(new_identity())
 
@@ -205,10 +215,72 @@ def test_a_changed_file_is_refused(store: Path, name: str) -> None:
     opened(store, first=never).close()
 
 
+RANGE = re.compile(r"bytes (\d+) to (\d+) \(([a-z0-9 ]+)\) do not verify")
+ENDS = re.compile(r"it ends at byte (\d+), in the middle of its ([a-z0-9 ]+)")
+
+
+def test_the_bytes_that_failed_are_named_and_what_to_do(store: Path) -> None:
+    """Whoever has to restore it is told what is damaged, not only that something is."""
+    reopened = opened(store)
+    (kek,) = reopened.ensure_kek("default", "session")
+    many = {f"tenant-{number}/session": (kek,) for number in range(1500)}
+    with reopened._lock:
+        reopened._put(replace(reopened.content, keks=many))
+    reopened.close()
+    sealed = store / "keystore" / SEALED_FILE
+    root = store / "keystore" / ROOT_FILE
+    good, header = sealed.read_bytes(), ""
+    assert len(good) > 2 * FRAME_BYTES
+    named: list[tuple[str, int, int]] = []
+    for place in (0, 100, len(good) // 4, FRAME_BYTES + 2000, len(good) - 1):
+        changed = bytearray(good)
+        changed[place] ^= 1
+        sealed.write_bytes(bytes(changed))
+        said = refusal(store)
+        found = RANGE.search(said)
+        assert found is not None, said
+        start, end = int(found[1]), int(found[2])
+        assert start <= place <= end
+        assert end - start <= FRAME_BYTES + 32
+        assert said.endswith(RESTORE)
+        named.append((found[3], start, end))
+    assert [part for part, _, _ in named][:2] == ["header", "header"]
+    assert {part for part, _, _ in named[2:]} == {"frame 1", "frame 2", "frame 3"}
+    for length in (10, FRAME_BYTES, len(good) - 1):
+        sealed.write_bytes(good[:length])
+        found = ENDS.search(refusal(store))
+        assert found is not None
+        assert int(found[1]) == length
+        header = header or found[2]
+    assert header == "header"
+    sealed.write_bytes(good + b"xyz")
+    assert f"bytes {len(good)} to {len(good) + 2} (behind its end)" in refusal(store)
+    sealed.write_bytes(good)
+
+    age = root.read_bytes()
+    payload = age.index(b"\n", age.index(b"\n---") + 1) + 1
+    for place, part in ((0, "header"), (payload - 3, "header"), (payload, "payload")):
+        changed = bytearray(age)
+        changed[place] ^= 1
+        root.write_bytes(bytes(changed))
+        said = refusal(store)
+        found = RANGE.search(said)
+        assert found is not None, said
+        assert int(found[1]) <= place <= int(found[2])
+        assert found[3] == part
+        assert said.endswith(RESTORE)
+    root.write_bytes(age[:-1])
+    assert f"to {len(age) - 2} (payload)" in refusal(store)
+    root.write_bytes(age[:50])
+    assert "it ends at byte 50, in the middle of its header" in refusal(store)
+    root.write_bytes(age)
+    opened(store, first=never).close()
+
+
 @pytest.mark.parametrize("name", [ROOT_FILE, SEALED_FILE])
 def test_a_missing_file_is_refused_and_not_made_anew(store: Path, name: str) -> None:
     (store / "keystore" / name).unlink()
-    assert refusal(store).endswith(f"is damaged: {name} is missing")
+    assert f"is damaged: {name} is missing; sealward keys restore --from" in refusal(store)
 
 
 def test_files_of_two_keystores_do_not_mix(store: Path, tmp_path_factory: Any) -> None:

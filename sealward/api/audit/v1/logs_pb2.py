@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealward/api/audit/v1/logs.proto\x12\x15sealward.api.audit.v1\"\x8a\x02\n\x07LogInfo\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04year\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.sealward.api.audit.v1.LogState\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x17\n\x0f\x66irst_unix_nano\x18\x06 \x01(\x04\x12\x16\n\x0elast_unix_nano\x18\x07 \x01(\x04\x12 \n\x18retained_until_unix_nano\x18\x08 \x01(\x04\x12\r\n\x05holds\x18\t \x03(\t\x12\x0e\n\x06\x66older\x18\n \x01(\t\x12\x12\n\ncheckpoint\x18\x0b \x01(\x0c\x12\r\n\x05vkeys\x18\x0c \x03(\t\"!\n\x0fListLogsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"@\n\x10ListLogsResponse\x12,\n\x04logs\x18\x01 \x03(\x0b\x32\x1e.sealward.api.audit.v1.LogInfo\"1\n\rFreezeRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x61nnounce\x18\x02 \x01(\x08\"j\n\x0e\x46reezeResponse\x12-\n\x05\x65nded\x18\x01 \x01(\x0b\x32\x1e.sealward.api.audit.v1.LogInfo\x12\x11\n\tsuccessor\x18\x02 \x01(\t\x12\x16\n\x0esuccessor_vkey\x18\x03 \x01(\t\"%\n\x13RotateLogKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"k\n\x14RotateLogKeyResponse\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x10\n\x08old_vkey\x18\x02 \x01(\t\x12\x10\n\x08new_vkey\x18\x03 \x01(\t\x12\x1f\n\x17overlap_until_unix_nano\x18\x04 \x01(\x04\" \n\x0e\x41rchiveRequest\x12\x0e\n\x06origin\x18\x01 \x01(\t\"U\n\x0f\x41rchiveResponse\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\x32\n\x05\x66iles\x18\x02 \x03(\x0b\x32#.sealward.api.audit.v1.ArchivedFile\",\n\x0c\x41rchivedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"/\n\x0cPurgeRequest\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"<\n\rPurgeResponse\x12+\n\x03log\x18\x01 \x01(\x0b\x32\x1e.sealward.api.audit.v1.LogInfo\"\x83\x01\n\x10PlaceHoldRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07patient\x18\x03 \x01(\t\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x17\n\x0fsince_unix_nano\x18\x05 \x01(\x04\x12\x17\n\x0funtil_unix_nano\x18\x06 \x01(\x04\"\xbe\x01\n\x04Hold\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x0f\n\x07patient\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x17\n\x0fsince_unix_nano\x18\x06 \x01(\x04\x12\x17\n\x0funtil_unix_nano\x18\x07 \x01(\x04\x12\x18\n\x10placed_unix_nano\x18\x08 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x10\n\x08\x65vent_id\x18\n \x01(\x0c\"$\n\x11PlaceHoldResponse\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"%\n\x12ReleaseHoldRequest\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"\x15\n\x13ReleaseHoldResponse\"\x12\n\x10ListHoldsRequest\"?\n\x11ListHoldsResponse\x12*\n\x05holds\x18\x01 \x03(\x0b\x32\x1b.sealward.api.audit.v1.Hold\" \n\x0eReindexRequest\x12\x0e\n\x06origin\x18\x01 \x01(\t\"]\n\x0fReindexResponse\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06\x62\x65\x66ore\x18\x04 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c*\x80\x01\n\x08LogState\x12\x19\n\x15LOG_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STATE_CURRENT\x10\x01\x12\x14\n\x10LOG_STATE_FROZEN\x10\x02\x12\x16\n\x12LOG_STATE_ARCHIVED\x10\x03\x12\x14\n\x10LOG_STATE_PURGED\x10\x04\x32\xde\x06\n\x0fLogAdminService\x12[\n\x08ListLogs\x12&.sealward.api.audit.v1.ListLogsRequest\x1a\'.sealward.api.audit.v1.ListLogsResponse\x12U\n\x06\x46reeze\x12$.sealward.api.audit.v1.FreezeRequest\x1a%.sealward.api.audit.v1.FreezeResponse\x12g\n\x0cRotateLogKey\x12*.sealward.api.audit.v1.RotateLogKeyRequest\x1a+.sealward.api.audit.v1.RotateLogKeyResponse\x12X\n\x07\x41rchive\x12%.sealward.api.audit.v1.ArchiveRequest\x1a&.sealward.api.audit.v1.ArchiveResponse\x12R\n\x05Purge\x12#.sealward.api.audit.v1.PurgeRequest\x1a$.sealward.api.audit.v1.PurgeResponse\x12^\n\tPlaceHold\x12\'.sealward.api.audit.v1.PlaceHoldRequest\x1a(.sealward.api.audit.v1.PlaceHoldResponse\x12\x64\n\x0bReleaseHold\x12).sealward.api.audit.v1.ReleaseHoldRequest\x1a*.sealward.api.audit.v1.ReleaseHoldResponse\x12^\n\tListHolds\x12\'.sealward.api.audit.v1.ListHoldsRequest\x1a(.sealward.api.audit.v1.ListHoldsResponse\x12Z\n\x07Reindex\x12%.sealward.api.audit.v1.ReindexRequest\x1a&.sealward.api.audit.v1.ReindexResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealward/api/audit/v1/logs.proto\x12\x15sealward.api.audit.v1\"\x8a\x02\n\x07LogInfo\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04year\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.sealward.api.audit.v1.LogState\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x17\n\x0f\x66irst_unix_nano\x18\x06 \x01(\x04\x12\x16\n\x0elast_unix_nano\x18\x07 \x01(\x04\x12 \n\x18retained_until_unix_nano\x18\x08 \x01(\x04\x12\r\n\x05holds\x18\t \x03(\t\x12\x0e\n\x06\x66older\x18\n \x01(\t\x12\x12\n\ncheckpoint\x18\x0b \x01(\x0c\x12\r\n\x05vkeys\x18\x0c \x03(\t\"!\n\x0fListLogsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"@\n\x10ListLogsResponse\x12,\n\x04logs\x18\x01 \x03(\x0b\x32\x1e.sealward.api.audit.v1.LogInfo\"1\n\rFreezeRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x61nnounce\x18\x02 \x01(\x08\"j\n\x0e\x46reezeResponse\x12-\n\x05\x65nded\x18\x01 \x01(\x0b\x32\x1e.sealward.api.audit.v1.LogInfo\x12\x11\n\tsuccessor\x18\x02 \x01(\t\x12\x16\n\x0esuccessor_vkey\x18\x03 \x01(\t\">\n\x13RotateLogKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0foverlap_seconds\x18\x02 \x01(\r\"k\n\x14RotateLogKeyResponse\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x10\n\x08old_vkey\x18\x02 \x01(\t\x12\x10\n\x08new_vkey\x18\x03 \x01(\t\x12\x1f\n\x17overlap_until_unix_nano\x18\x04 \x01(\x04\" \n\x0e\x41rchiveRequest\x12\x0e\n\x06origin\x18\x01 \x01(\t\"U\n\x0f\x41rchiveResponse\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\x32\n\x05\x66iles\x18\x02 \x03(\x0b\x32#.sealward.api.audit.v1.ArchivedFile\",\n\x0c\x41rchivedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"/\n\x0cPurgeRequest\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"<\n\rPurgeResponse\x12+\n\x03log\x18\x01 \x01(\x0b\x32\x1e.sealward.api.audit.v1.LogInfo\"\x83\x01\n\x10PlaceHoldRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07patient\x18\x03 \x01(\t\x12\x0c\n\x04user\x18\x04 \x01(\t\x12\x17\n\x0fsince_unix_nano\x18\x05 \x01(\x04\x12\x17\n\x0funtil_unix_nano\x18\x06 \x01(\x04\"\xbe\x01\n\x04Hold\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x0f\n\x07patient\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x17\n\x0fsince_unix_nano\x18\x06 \x01(\x04\x12\x17\n\x0funtil_unix_nano\x18\x07 \x01(\x04\x12\x18\n\x10placed_unix_nano\x18\x08 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x10\n\x08\x65vent_id\x18\n \x01(\x0c\"$\n\x11PlaceHoldResponse\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"%\n\x12ReleaseHoldRequest\x12\x0f\n\x07hold_id\x18\x01 \x01(\t\"\x15\n\x13ReleaseHoldResponse\"\x12\n\x10ListHoldsRequest\"?\n\x11ListHoldsResponse\x12*\n\x05holds\x18\x01 \x03(\x0b\x32\x1b.sealward.api.audit.v1.Hold\" \n\x0eReindexRequest\x12\x0e\n\x06origin\x18\x01 \x01(\t\"]\n\x0fReindexResponse\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06\x62\x65\x66ore\x18\x04 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c*\x80\x01\n\x08LogState\x12\x19\n\x15LOG_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STATE_CURRENT\x10\x01\x12\x14\n\x10LOG_STATE_FROZEN\x10\x02\x12\x16\n\x12LOG_STATE_ARCHIVED\x10\x03\x12\x14\n\x10LOG_STATE_PURGED\x10\x04\x32\xde\x06\n\x0fLogAdminService\x12[\n\x08ListLogs\x12&.sealward.api.audit.v1.ListLogsRequest\x1a\'.sealward.api.audit.v1.ListLogsResponse\x12U\n\x06\x46reeze\x12$.sealward.api.audit.v1.FreezeRequest\x1a%.sealward.api.audit.v1.FreezeResponse\x12g\n\x0cRotateLogKey\x12*.sealward.api.audit.v1.RotateLogKeyRequest\x1a+.sealward.api.audit.v1.RotateLogKeyResponse\x12X\n\x07\x41rchive\x12%.sealward.api.audit.v1.ArchiveRequest\x1a&.sealward.api.audit.v1.ArchiveResponse\x12R\n\x05Purge\x12#.sealward.api.audit.v1.PurgeRequest\x1a$.sealward.api.audit.v1.PurgeResponse\x12^\n\tPlaceHold\x12\'.sealward.api.audit.v1.PlaceHoldRequest\x1a(.sealward.api.audit.v1.PlaceHoldResponse\x12\x64\n\x0bReleaseHold\x12).sealward.api.audit.v1.ReleaseHoldRequest\x1a*.sealward.api.audit.v1.ReleaseHoldResponse\x12^\n\tListHolds\x12\'.sealward.api.audit.v1.ListHoldsRequest\x1a(.sealward.api.audit.v1.ListHoldsResponse\x12Z\n\x07Reindex\x12%.sealward.api.audit.v1.ReindexRequest\x1a&.sealward.api.audit.v1.ReindexResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealward.api.audit.v1.logs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOGSTATE']._serialized_start=1656
-  _globals['_LOGSTATE']._serialized_end=1784
+  _globals['_LOGSTATE']._serialized_start=1681
+  _globals['_LOGSTATE']._serialized_end=1809
   _globals['_LOGINFO']._serialized_start=60
   _globals['_LOGINFO']._serialized_end=326
   _globals['_LISTLOGSREQUEST']._serialized_start=328
@@ -44,37 +44,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FREEZERESPONSE']._serialized_start=480
   _globals['_FREEZERESPONSE']._serialized_end=586
   _globals['_ROTATELOGKEYREQUEST']._serialized_start=588
-  _globals['_ROTATELOGKEYREQUEST']._serialized_end=625
-  _globals['_ROTATELOGKEYRESPONSE']._serialized_start=627
-  _globals['_ROTATELOGKEYRESPONSE']._serialized_end=734
-  _globals['_ARCHIVEREQUEST']._serialized_start=736
-  _globals['_ARCHIVEREQUEST']._serialized_end=768
-  _globals['_ARCHIVERESPONSE']._serialized_start=770
-  _globals['_ARCHIVERESPONSE']._serialized_end=855
-  _globals['_ARCHIVEDFILE']._serialized_start=857
-  _globals['_ARCHIVEDFILE']._serialized_end=901
-  _globals['_PURGEREQUEST']._serialized_start=903
-  _globals['_PURGEREQUEST']._serialized_end=950
-  _globals['_PURGERESPONSE']._serialized_start=952
-  _globals['_PURGERESPONSE']._serialized_end=1012
-  _globals['_PLACEHOLDREQUEST']._serialized_start=1015
-  _globals['_PLACEHOLDREQUEST']._serialized_end=1146
-  _globals['_HOLD']._serialized_start=1149
-  _globals['_HOLD']._serialized_end=1339
-  _globals['_PLACEHOLDRESPONSE']._serialized_start=1341
-  _globals['_PLACEHOLDRESPONSE']._serialized_end=1377
-  _globals['_RELEASEHOLDREQUEST']._serialized_start=1379
-  _globals['_RELEASEHOLDREQUEST']._serialized_end=1416
-  _globals['_RELEASEHOLDRESPONSE']._serialized_start=1418
-  _globals['_RELEASEHOLDRESPONSE']._serialized_end=1439
-  _globals['_LISTHOLDSREQUEST']._serialized_start=1441
-  _globals['_LISTHOLDSREQUEST']._serialized_end=1459
-  _globals['_LISTHOLDSRESPONSE']._serialized_start=1461
-  _globals['_LISTHOLDSRESPONSE']._serialized_end=1524
-  _globals['_REINDEXREQUEST']._serialized_start=1526
-  _globals['_REINDEXREQUEST']._serialized_end=1558
-  _globals['_REINDEXRESPONSE']._serialized_start=1560
-  _globals['_REINDEXRESPONSE']._serialized_end=1653
-  _globals['_LOGADMINSERVICE']._serialized_start=1787
-  _globals['_LOGADMINSERVICE']._serialized_end=2649
+  _globals['_ROTATELOGKEYREQUEST']._serialized_end=650
+  _globals['_ROTATELOGKEYRESPONSE']._serialized_start=652
+  _globals['_ROTATELOGKEYRESPONSE']._serialized_end=759
+  _globals['_ARCHIVEREQUEST']._serialized_start=761
+  _globals['_ARCHIVEREQUEST']._serialized_end=793
+  _globals['_ARCHIVERESPONSE']._serialized_start=795
+  _globals['_ARCHIVERESPONSE']._serialized_end=880
+  _globals['_ARCHIVEDFILE']._serialized_start=882
+  _globals['_ARCHIVEDFILE']._serialized_end=926
+  _globals['_PURGEREQUEST']._serialized_start=928
+  _globals['_PURGEREQUEST']._serialized_end=975
+  _globals['_PURGERESPONSE']._serialized_start=977
+  _globals['_PURGERESPONSE']._serialized_end=1037
+  _globals['_PLACEHOLDREQUEST']._serialized_start=1040
+  _globals['_PLACEHOLDREQUEST']._serialized_end=1171
+  _globals['_HOLD']._serialized_start=1174
+  _globals['_HOLD']._serialized_end=1364
+  _globals['_PLACEHOLDRESPONSE']._serialized_start=1366
+  _globals['_PLACEHOLDRESPONSE']._serialized_end=1402
+  _globals['_RELEASEHOLDREQUEST']._serialized_start=1404
+  _globals['_RELEASEHOLDREQUEST']._serialized_end=1441
+  _globals['_RELEASEHOLDRESPONSE']._serialized_start=1443
+  _globals['_RELEASEHOLDRESPONSE']._serialized_end=1464
+  _globals['_LISTHOLDSREQUEST']._serialized_start=1466
+  _globals['_LISTHOLDSREQUEST']._serialized_end=1484
+  _globals['_LISTHOLDSRESPONSE']._serialized_start=1486
+  _globals['_LISTHOLDSRESPONSE']._serialized_end=1549
+  _globals['_REINDEXREQUEST']._serialized_start=1551
+  _globals['_REINDEXREQUEST']._serialized_end=1583
+  _globals['_REINDEXRESPONSE']._serialized_start=1585
+  _globals['_REINDEXRESPONSE']._serialized_end=1678
+  _globals['_LOGADMINSERVICE']._serialized_start=1812
+  _globals['_LOGADMINSERVICE']._serialized_end=2674
 # @@protoc_insertion_point(module_scope)

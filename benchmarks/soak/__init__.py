@@ -1,0 +1,1 @@
+"""Long runs that a system has to come through without a failed call."""

@@ -1,0 +1,36 @@
+"""`python -m benchmarks.soak`: rotate everything many times under load; exit 1 on any failure.
+
+The provider is the one that the environment names (SEALWARD_KEYS_PROVIDER and its settings).
+"""
+
+from __future__ import annotations
+
+# First of all: leaves TLS 1.3 alone before anything imports grpc.
+import services  # isort: skip # noqa: F401
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.soak.rotation import Soak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20, help="how often everything is rotated")
+    parser.add_argument("--dir", type=Path, help="a new folder to keep; a temporary one without it")
+    options = parser.parse_args()
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="sealward-soak-") as scratch:
+        report = Soak(options.dir or Path(scratch) / "data", say).run(options.rounds)
+    print(json.dumps(report.as_json(), indent=1))
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
