@@ -13,11 +13,13 @@ import pytest
 from sealward.kit.errors import StartupError
 from sealward.kit.logging import get_logger
 from sealward.tlog.logdir import LogReport, verify_directory
+from sealward.tlog.note import Signature, add_signatures, parse_note
 from services.audit.publisher import Publisher, check_published, write_vkey
 from services.audit.s3_sink import S3Bucket, S3Sink
 from services.audit.tilesink import SinkMovedError, SinkUnavailableError
 from tests.support import tlog_go
 from tests.support.audit_suite import Ring, Suite, open_suite
+from tests.support.cosigners import ed25519
 from tests.support.s3_server import S3Server, download, s3_server
 from tests.support.suites import until
 
@@ -115,6 +117,32 @@ def test_tiles_may_be_cached_and_the_checkpoint_not(
     assert head("checkpoint") == ("no-store", "text/plain; charset=utf-8")
     for path in ("tile/0/000", "tile/entries/000", "tile/entries/001.p/44"):
         assert head(path) == ("max-age=31536000, immutable", "application/octet-stream")
+
+
+def test_a_cosigned_checkpoint_stands_beside_the_newest(
+    suite: Suite, bucket: S3Bucket, prefix: str, tmp_path: Path
+) -> None:
+    files = publisher(suite, S3Sink(bucket, prefix))
+    files.rebuild()
+    witness = ed25519("w.example")
+    notes = []
+    for number in range(2):
+        append(suite, 3)
+        files.publish()
+        size, note = suite.log.head
+        line = Signature(witness.name, witness.key_id, witness.sign(parse_note(note).text))
+        notes.append(add_signatures(note, [line]))
+        files.cosigned(size, notes[-1])
+        files.publish()
+        for name in ("checkpoint", "checkpoint.cosigned"):
+            found = bucket.client.get_object(Bucket=bucket.name, Key=f"{prefix}/{name}")
+            assert found["Body"].read() == notes[-1]
+            assert found["CacheControl"] == "no-store"
+        verify(suite, bucket, prefix, tmp_path / str(number))
+    # The next start finds nothing to put right.
+    again = S3Sink(bucket, prefix)
+    assert check_published(again, (suite.signer.verifier,), suite.log)
+    assert publisher(suite, again).rebuild() == 0
 
 
 def test_full_tiles_are_locked_when_that_is_set(

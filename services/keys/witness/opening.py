@@ -38,7 +38,10 @@ def open_witness(
                 raise StartupError(
                     f"{folder} is missing, and with it what the witness knows: restore it"
                 )
-            _create(folder, unfinished, branches, f"{trust_domain}/witness/{deployment}")
+            name = f"{trust_domain}/witness/{deployment}"
+            recorder.record("witness.create", "ok", target=name)
+            _create(folder, unfinished, branches, name)
+            logger.info("witness.created", name=name)
         keys = SealedWitnessKeys(folder, branches, clock)
         vkeys = "".join(f"{verifier.vkey}\n" for verifier in keys.verifiers)
         _publish(folder / "witness.vkey", vkeys.encode())

@@ -98,7 +98,8 @@ class Records:
 
     @property
     def types(self) -> list[str]:
-        return [row[0] for row in self.rows]
+        """What was recorded after the witness was made."""
+        return [row[0] for row in self.rows if row[0] != "witness.create"]
 
 
 class Deployment:
@@ -209,7 +210,7 @@ def test_never_another_history(deployment: Deployment, witness: Witness, log: Lo
     for old, size in ((10, 20), (10, 10)):
         assert ask(witness, fork, old, size)[0] == 422
     assert deployment.records.types == ["witness.log", "witness.conflict", "witness.conflict"]
-    _, outcome, attributes = deployment.records.rows[1]
+    _, outcome, attributes = deployment.records.rows[2]
     assert (outcome, attributes["target"]) == ("failed", ORIGIN)
     # The first proof of it is kept, signed by the log.
     kept = (deployment.place / "conflict").read_bytes()
@@ -553,6 +554,15 @@ def test_the_key_is_not_made_anew(deployment: Deployment, witness: Witness, log:
         deployment.open()
 
 
+def test_a_witness_is_made_once_and_with_a_record(deployment: Deployment) -> None:
+    deployment.open()
+    deployment.open()
+    (row,) = deployment.records.rows
+    assert row[0] == "witness.create"
+    assert deployment.witness is not None
+    assert row[2]["target"] == deployment.witness.verifiers[0].split("+")[0]
+
+
 def test_what_the_witness_knows_is_not_made_anew(
     deployment: Deployment, witness: Witness, log: Log
 ) -> None:
@@ -561,6 +571,11 @@ def test_what_the_witness_knows_is_not_made_anew(
     shutil.rmtree(deployment.folder / "witness")
     with pytest.raises(StartupError, match="is missing, and with it what the witness knows"):
         deployment.open()
+    # The operator's word that it is lost for good.
+    (deployment.folder / ".witness.new").mkdir(mode=0o700)
+    again = deployment.open()
+    assert again.logs() == []
+    assert [row[0] for row in deployment.records.rows].count("witness.create") == 2
 
 
 @pytest.mark.parametrize("step", ["before the key", "after the key"])
