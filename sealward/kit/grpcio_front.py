@@ -238,7 +238,9 @@ class BatchFront:
     common to a batch. `around` records a stream that is refused, as it does control calls.
 
     A stream that sends more than is answered, or does not take its answers, is read no further
-    until there is room; flow control holds its sender.
+    until there is room; flow control holds its sender. With `crowded` no more than `most_waiting`
+    calls wait to be taken: what comes beyond is answered at once with the error that it gives when
+    it is told of how many calls.
     """
 
     def __init__(
@@ -251,9 +253,13 @@ class BatchFront:
         limits: Limits | None = None,
         shared_field: str = "",
         around: Around | None = None,
+        most_waiting: int = 0,
+        crowded: Callable[[int], SealwardError] | None = None,
     ) -> None:
         self._method = method
         self._around = around
+        self._most_waiting = most_waiting
+        self._crowded = crowded
         self._request_type = request_type
         self._response_type = response_type
         self._shared_field = shared_field
@@ -399,12 +405,27 @@ class BatchFront:
                 )
                 context.cancel()
 
+    def _full(self, more: int) -> bool:
+        waiting = self._inbox.waiting
+        return waiting > 0 and waiting + more > self._most_waiting
+
+    def _turn_away(self, stream: _Stream, calls: Sequence[Any], error: SealwardError) -> None:
+        replies = [_reply(call.id, Answer(0, error=error)) for call in calls]
+        data = self._response_type(replies=replies).SerializeToString()
+        with self._lock:
+            if not stream.ended:
+                stream.out.put(data)
+                stream.held += len(data)
+
     def _read(self, stream: _Stream, requests: Iterator[bytes]) -> None:
         try:
             for raw in requests:
                 batch = self._request_type.FromString(raw)
                 now = time.monotonic()
                 calls = []
+                if self._crowded is not None and self._full(len(batch.calls)):
+                    self._turn_away(stream, batch.calls, self._crowded(len(batch.calls)))
+                    batch.ClearField("calls")
                 with self._lock:
                     if stream.ended:
                         break
@@ -420,7 +441,8 @@ class BatchFront:
                             )
                         )  # fmt: skip
                     stream.owed += len(calls)
-                self._inbox.put(calls)
+                if calls:
+                    self._inbox.put(calls)
                 with self._lock:
                     stream.paused = stream.full and not stream.ended
                     self._room.wait_for(lambda: not stream.paused)
@@ -443,4 +465,5 @@ def _reply(remote: int, answer: Answer) -> Reply:
         message=error.message,
         field=error.field,
         record=answer.record,
+        retry_ms=int((error.retry_after or 0) * 1000),
     )

@@ -27,7 +27,7 @@ from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.server import GrpcServer
 from services.audit.backend import Places
 from services.audit.clock import ClockKeeper
-from services.audit.committer import Committer, MeteredAppender
+from services.audit.committer import Committer, MeteredAppender, crowded
 from services.audit.cosigning.builtin import BuiltinWitness
 from services.audit.cosigning.introducing import Introducer
 from services.audit.cosigning.keeper import Cosigning, HeldAppender
@@ -135,6 +135,8 @@ class AuditApp:
             ctx.log,
             shared_field="checkpoint",
             around=self._events,
+            most_waiting=settings.waiting_entries,
+            crowded=self._crowded,
         )
         metrics.append_waiting.set_function(lambda: front.waiting)
         metrics.held_streams.set_function(lambda: front.held)
@@ -212,6 +214,11 @@ class AuditApp:
         self._backend.close()
         self._ring.close()
         self._channels.close()
+
+    def _crowded(self, count: int) -> SealwardError:
+        error = crowded()
+        self._metrics.refused.labels(error.reason.name).inc(count)
+        return error
 
     def _record_gap(self, gap: Gap) -> None:
         self._events.gap(gap)

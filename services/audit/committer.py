@@ -138,11 +138,7 @@ class Committer:
                     Reason.DRAINING, "the service is shutting down", retry_after=1.0
                 )
             if self._waiting and self._waiting + len(candidates) > self._limit:
-                raise SealwardError(
-                    Reason.AUDIT_UNAVAILABLE,
-                    "too much waits for the audit log",
-                    retry_after=0.5,
-                )
+                raise crowded()
             self._queue.append(ticket)
             self._waiting += len(candidates)
             self._on_waiting(self._waiting)
@@ -201,3 +197,10 @@ def _fail(tickets: Sequence[_Ticket], error: SealwardError) -> None:
         if not ticket.done.is_set():
             ticket.error = error
             ticket.done.set()
+
+
+def crowded() -> SealwardError:
+    """The error for what does not fit before the log any more."""
+    return SealwardError(
+        Reason.AUDIT_UNAVAILABLE, "too much waits for the audit log", retry_after=0.5
+    )

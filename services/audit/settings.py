@@ -31,7 +31,8 @@ class AuditSettings(ServiceSettings):
     gap_seconds: int = Field(default=60, ge=1, le=86_400)
     """Seconds that a number of a producer may be late before the gap is recorded."""
     waiting_entries: int = Field(default=4096, ge=64, le=1 << 20)
-    """Exported spans and control events that may wait for the log; above it callers are refused."""
+    """Entries that may wait for the log, on each of the two ways in (appended; exported spans and
+    control events); above it callers are refused, with a time to wait."""
     store: Literal["embedded", "postgres"] = "embedded"
     """Where entries and index are kept: SQLite files in the data folder, or PostgreSQL."""
     database_url_file: Path | None = None

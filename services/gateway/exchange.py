@@ -161,5 +161,7 @@ def reply_error(reply: Reply) -> SealwardError:
         reason = Reason(reply.reason)
     except ValueError:
         return SealwardError(Reason.INTERNAL, "internal error")
-    retry = 0.1 if reason is Reason.OVERLOADED else None
+    retry = reply.retry_ms / 1000 if reply.retry_ms else None
+    if retry is None and reason is Reason.OVERLOADED:
+        retry = 0.1
     return SealwardError(reason, reply.message, field=reply.field, retry_after=retry)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealward/api/common/v1/batch.proto\x12\x16sealward.api.common.v1\"S\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\r\n\x05trace\x18\x05 \x01(\x0c\"o\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0e\n\x06reason\x18\x04 \x01(\r\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0e\n\x06record\x18\x06 \x01(\x0c\x12\r\n\x05\x66ield\x18\x07 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealward/api/common/v1/batch.proto\x12\x16sealward.api.common.v1\"S\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\r\n\x05trace\x18\x05 \x01(\x0c\"\x81\x01\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0e\n\x06reason\x18\x04 \x01(\r\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0e\n\x06record\x18\x06 \x01(\x0c\x12\r\n\x05\x66ield\x18\x07 \x01(\t\x12\x10\n\x08retry_ms\x18\x08 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CALL']._serialized_start=62
   _globals['_CALL']._serialized_end=145
-  _globals['_REPLY']._serialized_start=147
-  _globals['_REPLY']._serialized_end=258
+  _globals['_REPLY']._serialized_start=148
+  _globals['_REPLY']._serialized_end=277
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,7 @@ class Reply(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
+    RETRY_MS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The id of the call."""
     code: _builtins.int
@@ -83,6 +84,8 @@ class Reply(_message.Message):
     """What the record says of this call: a serialised message that the method defines."""
     field: _builtins.str
     """The field that was wrong, as a path; empty where none applies."""
+    retry_ms: _builtins.int
+    """After how many milliseconds the same call may be made again, as in google.rpc.RetryInfo; 0 = not said."""
     def __init__(
         self,
         *,
@@ -93,10 +96,11 @@ class Reply(_message.Message):
         message: _builtins.str = ...,
         record: _builtins.bytes = ...,
         field: _builtins.str = ...,
+        retry_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "code", b"code", "field", b"field", "id", b"id", "message", b"message", "reason", b"reason", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "code", b"code", "field", b"field", "id", b"id", "message", b"message", "reason", b"reason", "record", b"record", "retry_ms", b"retry_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
