@@ -29,6 +29,7 @@ from sealward.kit.spool import Spool
 from services.audit.metrics import AuditMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.inference.metrics import ModelMetrics
+from services.keys.backup import backup_metrics
 from services.keys.watch import authority_metrics, provider_metrics, vault_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +107,13 @@ def _of_providers(registry: CollectorRegistry) -> None:
     authority_metrics(registry, nothing)
 
 
+def _of_backups(registry: CollectorRegistry) -> None:
+    nothing: Any = SimpleNamespace(
+        backup_age=lambda: 0.0, behind=lambda: 0.0, drill_age=lambda: 0.0
+    )
+    backup_metrics(registry, nothing)
+
+
 def _of_vault(registry: CollectorRegistry) -> None:
     nothing: Any = SimpleNamespace()
     vault_metrics(registry, nothing)
@@ -120,6 +128,7 @@ METRICS: tuple[tuple[str, Callable[[CollectorRegistry], object]], ...] = (
     ("audit", AuditMetrics),
     ("inference", ModelMetrics),
     ("keys", _of_providers),
+    ("keys with the embedded keystore", _of_backups),
     ("keys with Vault", _of_vault),
 )
 """Who has which metrics: a heading, and what registers them."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sealward.cli import keyrotation
+from sealward.cli import keybackup, keyrotation
 from sealward.cli.errors import CliError
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line, table
@@ -47,6 +47,9 @@ def _keys() -> None:
 
 app.command()(keyrotation.rotate)
 app.command()(keyrotation.rewrap)
+app.command()(keybackup.backup)
+app.command()(keybackup.restore)
+app.command()(keybackup.drill)
 
 
 @app.command()
@@ -58,6 +61,7 @@ def status(directory: Dir = DEFAULT, as_json: Json = False) -> None:
     admin = Admin(Suite.at(directory))
     with calling("asking keys"), admin.channel("keys") as channel:
         found = provider_status(channel, CALL_SECONDS)
+        backups = keybackup.state(channel, CALL_SECONDS)
     if found["state"] != "ready":
         why = f": {found['trouble']} since {found['since']}" if found["trouble"] else ""
         raise CliError(
@@ -68,7 +72,7 @@ def status(directory: Dir = DEFAULT, as_json: Json = False) -> None:
         )
     rows = [_row(key) for key in keyrotation.list_keys(admin)]
     if as_json:
-        emit({**found, "keys": rows}, as_json=True)
+        emit({**found, "keys": rows, "backup": backups or None}, as_json=True)
         return
     where = " (single-host: keys and data live on one machine)" if found["single_host"] else ""
     line(f"{found['provider']}: {found['state']}{where}")
@@ -87,6 +91,8 @@ def status(directory: Dir = DEFAULT, as_json: Json = False) -> None:
         ],
         empty="no keys yet",
     )
+    if text := keybackup.state_text(backups):
+        line(text)
 
 
 def _row(key: KeyEncryptionKey) -> dict[str, Any]:

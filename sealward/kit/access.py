@@ -198,6 +198,12 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "CreateJoinToken": _ADMIN,
             },
         ),
+        **_service(
+            "sealward.api.keys.v1.BackupService",
+            dict.fromkeys(
+                ("CreateBackup", "ConfirmBackup", "RecordDrill", "GetBackupState"), _ADMIN
+            ),
+        ),
         # Who calls it has no certificate yet: it is served on a listener of its own.
         **_service("sealward.api.keys.v1.EnrollService", {"Enroll": frozenset()}),
     }

@@ -100,6 +100,7 @@ EVENT_TYPES = frozenset(
         "witness.forget",
         "keys.branch-open", "keys.certificate", "keys.rotate", "keys.rewrap", "keys.rewrap-confirm",
         "keys.revoke", "keys.provider", "keys.join-token", "keys.join",
+        "keys.backup", "keys.restore", "keys.drill", "keys.unlock-change",
         "keys.rewrap-pass", "keys.retire", "keys.ca-rotate", "keys.ca-announce", "keys.ca-adopt",
         "keys.ca-drop", "keys.certificates-renew", "otel.span", "service.start", "service.stop",
     }

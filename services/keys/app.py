@@ -7,6 +7,7 @@ import time
 
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.keys.v1.authority_pb2_grpc import add_AuthorityServiceServicer_to_server
+from sealward.api.keys.v1.backup_pb2_grpc import add_BackupServiceServicer_to_server
 from sealward.api.keys.v1.keys_pb2_grpc import add_KeysServiceServicer_to_server
 from sealward.api.keys.v1.rotation_pb2_grpc import add_RotationServiceServicer_to_server
 from sealward.api.keys.v1.trust_pb2_grpc import add_TrustServiceServicer_to_server
@@ -24,6 +25,13 @@ from sealward.kit.spool import Spool
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
 from sealward.seal.lease import Lease
 from services.keys.authorityservicer import AuthorityServicer
+from services.keys.backup import (
+    BackupLog,
+    BackupMaker,
+    BackupServicer,
+    backup_metrics,
+    read_recipients,
+)
 from services.keys.enrolment import EnrolmentFolder
 from services.keys.holding import OwnHolder, OwnKeysServicer
 from services.keys.joining import JoinListener, JoinTokens
@@ -192,6 +200,13 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         trust_domain=settings.trust_domain,
         clock=lambda: int(time.time()),
     )
+    recipients = read_recipients(settings.recovery_recipients_file)
+    maker = None
+    if provider.keystore is not None:
+        maker = BackupMaker(provider.keystore, branches, register, recipients)
+    backups = BackupLog(register, maker)
+    if maker is not None:
+        backup_metrics(ctx.metrics, backups)
     rotation = RotationServicer(branches, Confirmations(), recorder)
     own = OwnCertificate(ctx, authority, lives, recorder)
     own.renew()
@@ -228,6 +243,7 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
             ),
             (add_WitnessServiceServicer_to_server, WitnessServicer(witness)),
             (add_RotationServiceServicer_to_server, rotation),
+            (add_BackupServiceServicer_to_server, BackupServicer(maker, backups, recorder)),
             (
                 add_AuthorityServiceServicer_to_server,
                 AuthorityServicer(provider.authority, succession),

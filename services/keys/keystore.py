@@ -7,6 +7,10 @@ All key-encryption keys and the certificate authority stand in the one sealed fi
 exchanged key is a broken seal, never a key that is quietly made anew. Both files appear together by
 one rename; later writes replace `keystore.sealed` whole. What is damaged stops the start: nothing
 is repaired or made anew over it.
+
+Each write of the sealed file is a generation. The newest one that this folder has had stands beside
+it, in `keystore.generation`: an older file put back by hand, which lacks keys that are in use (or
+has some that were destroyed), and a folder that is gone, stop the start too.
 """
 
 from __future__ import annotations
@@ -37,12 +41,15 @@ from services.keys.files import LARGEST_BYTES, read_private, sync_folder, write_
 SCHEMA = "sealward/keystore/v1"
 ROOT_FILE = "root.age"
 SEALED_FILE = "keystore.sealed"
+_FILES = (ROOT_FILE, SEALED_FILE)
 # What the age library says when a passphrase would take far longer than when it was set.
-_BUSY = "Excessive work"
-RESTORE = "sealward keys restore --from BACKUP --dir DIR"
-"""What to do about a keystore that is lost, as it is told to the operator."""
+BUSY = "Excessive work"
 # A tenant has a handful of purposes; beyond this somebody is making up names.
 MAX_KEKS = 4096
+FOLDER = "keystore"
+GENERATION_FILE = "keystore.generation"
+RESTORE = "sealward keys restore --from BACKUP --dir DIR"
+"""What to do about a keystore that is lost, as it is told to the operator."""
 _UNFINISHED = ".keystore.new"
 
 
@@ -67,7 +74,8 @@ class Kek:
 class Content:
     """What the keystore holds. `keks`: versions, lowest first, by `tenant/purpose`.
 
-    All `authorities` are trusted, oldest first; the one at the place `issuing` signs.
+    All `authorities` are trusted, oldest first; the one at the place `issuing` signs. `generation`
+    grows by one with each change; 0 = written before generations were counted.
     """
 
     deployment: str
@@ -75,6 +83,7 @@ class Content:
     authorities: tuple[Authority, ...]
     keks: dict[str, tuple[Kek, ...]] = field(default_factory=dict)
     issuing: int = 0
+    generation: int = 1
 
 
 class Keystore:
@@ -82,6 +91,7 @@ class Keystore:
 
     def __init__(self, folder: Path, root: bytes, content: Content, lock: int) -> None:
         self._folder = folder
+        self._root = Secret(root)
         self._sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
         self._content = content
         self._flock = lock
@@ -139,23 +149,40 @@ class Keystore:
         with self._lock:
             self._put(replace(self._content, authorities=authorities, issuing=issuing))
 
+    def copy(self) -> tuple[Content, dict[str, bytes], Secret]:
+        """Return the content, the two files as they are on the disk, and the root key.
+
+        Raises KEYSTORE_UNAVAILABLE.
+        """
+        with self._lock:
+            try:
+                files = {name: (self._folder / name).read_bytes() for name in _FILES}
+            except OSError:
+                raise SealwardError(
+                    Reason.KEYSTORE_UNAVAILABLE, "the keystore cannot be read", retry_after=1.0
+                ) from None
+            return self._content, files, self._root
+
     def _put_keks(self, tenant: str, purpose: str, keks: tuple[Kek, ...]) -> tuple[Kek, ...]:
         self._put(replace(self._content, keks={**self._content.keks, f"{tenant}/{purpose}": keks}))
         return keks
 
     def _put(self, content: Content) -> None:
         """Replace the content, on the disk first. To be called under the lock."""
+        content = replace(content, generation=self._content.generation + 1)
         sealed = _seal(self._sealer, content)
         if len(sealed) > LARGEST_BYTES:
             # It would be refused at the next start.
             raise SealwardError(Reason.KEYSTORE_UNAVAILABLE, "the keystore is full")
         try:
             write_durable(self._folder / SEALED_FILE, sealed)
+            self._content = content
+            # After the file: killed in between, the file is newer than what is known of it.
+            write_generation(self._folder.parent, content.generation)
         except OSError:
             raise SealwardError(
                 Reason.KEYSTORE_UNAVAILABLE, "the keystore cannot be written", retry_after=1.0
             ) from None
-        self._content = content
 
     def close(self) -> None:
         """Let another process open the keystore."""
@@ -172,22 +199,36 @@ def open_or_create(
     `unlock(creating)` gives the unlock secret, `initial(deployment id)` the first content. Returns
     the keystore and whether it was created; raises StartupError with one clear line.
     """
-    folder = data_dir / "keystore"
-    lock = _lock(data_dir / "keystore.lock")
+    folder = data_dir / FOLDER
+    lock = lock_keystore(data_dir)
     try:
         _discard_unfinished(data_dir)
+        newest = read_generation(data_dir)
         created = not folder.exists()
+        if created and newest:
+            raise StartupError(f"the keystore {folder} is gone; {RESTORE} brings it back")
         secret = unlock(created)
         if created:
             _create(folder, secret, initial)
-        root, content = _open(folder, secret)
+        root, content = open_folder(folder, secret)
+        if content.generation < newest:
+            raise StartupError(
+                f"{folder / SEALED_FILE} is an older one (generation {content.generation}, this "
+                f"folder has had {newest}); {RESTORE} --force goes back on purpose"
+            )
+        try:
+            write_generation(data_dir, content.generation)
+        except OSError:
+            raise StartupError(f"{data_dir / GENERATION_FILE} cannot be written") from None
     except BaseException:
         os.close(lock)
         raise
     return Keystore(folder, root, content, lock), created
 
 
-def _lock(path: Path) -> int:
+def lock_keystore(data_dir: Path) -> int:
+    """Keep every other process from the keystore; raise StartupError when one has it."""
+    path = data_dir / "keystore.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -200,6 +241,28 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def read_generation(data_dir: Path) -> int:
+    """Return the newest generation that a folder has had; 0 when there is none."""
+    path = data_dir / GENERATION_FILE
+    try:
+        return int(read_private(path))
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        raise StartupError(f"{path} is not a number: write 0 into it to go on") from None
+
+
+def write_generation(data_dir: Path, generation: int) -> None:
+    """Note the newest generation, durably, unless it is noted; raise OSError."""
+    path = data_dir / GENERATION_FILE
+    try:
+        if int(path.read_bytes()) == generation:
+            return
+    except (OSError, ValueError):
+        pass
+    write_durable(path, b"%d\n" % generation)
+
+
 def _discard_unfinished(data_dir: Path) -> None:
     """Remove what a start or a write that died has left; it was never in use."""
     shutil.rmtree(data_dir / _UNFINISHED, ignore_errors=True)
@@ -210,11 +273,12 @@ def _discard_unfinished(data_dir: Path) -> None:
 def _create(folder: Path, secret: UnlockSecret, initial: Callable[[str], Content]) -> None:
     content = initial(secrets.token_hex(4))
     root = secrets.token_bytes(KEY_BYTES)
-    head = {"deployment": content.deployment, "root": _text(root), "version": 1}
     unfinished = folder.with_name(_UNFINISHED)
     try:
         unfinished.mkdir(mode=0o700)
-        write_durable(unfinished / ROOT_FILE, secret.seal(json.dumps(head).encode()))
+        write_durable(
+            unfinished / ROOT_FILE, secret.seal(format_head(Secret(root), content.deployment))
+        )
         sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
         write_durable(unfinished / SEALED_FILE, _seal(sealer, content))
         unfinished.rename(folder)
@@ -223,9 +287,10 @@ def _create(folder: Path, secret: UnlockSecret, initial: Callable[[str], Content
         raise StartupError(f"the keystore {folder} cannot be written") from None
 
 
-def _open(folder: Path, secret: UnlockSecret) -> tuple[bytes, Content]:
+def open_folder(folder: Path, secret: UnlockSecret) -> tuple[bytes, Content]:
+    """Open the two files and return the root key and the content; raise StartupError."""
     sealed = {}
-    for name in (ROOT_FILE, SEALED_FILE):
+    for name in _FILES:
         try:
             sealed[name] = read_private(folder / name)
         except FileNotFoundError:
@@ -233,11 +298,10 @@ def _open(folder: Path, secret: UnlockSecret) -> tuple[bytes, Content]:
                 f"the keystore {folder} is damaged: {name} is missing; {RESTORE}"
             ) from None
     try:
-        head = json.loads(secret.open(sealed[ROOT_FILE]))
-        root, deployment = _bytes(head["root"]), str(head["deployment"])
+        root, deployment = parse_head(secret.open(sealed[ROOT_FILE]))
         sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
     except UnlockError as error:
-        if error.said.startswith(_BUSY):
+        if error.said.startswith(BUSY):
             raise StartupError(
                 f"{folder / ROOT_FILE} is not opened: this machine is too busy for a passphrase"
                 " now (scrypt); start again"
@@ -252,18 +316,34 @@ def _open(folder: Path, secret: UnlockSecret) -> tuple[bytes, Content]:
     except (ValueError, KeyError, TypeError):
         raise StartupError(f"{folder / ROOT_FILE} is not a root key of this version") from None
     try:
-        plain = sealer.open(_context(deployment), sealed[SEALED_FILE])
+        content = open_content(root, deployment, sealed[SEALED_FILE])
     except SealBrokenError:
         damage = find_damage(sealer, _context(deployment), sealed[SEALED_FILE])
         raise StartupError(
             f"{folder / SEALED_FILE} is damaged, or does not belong to {ROOT_FILE}: {damage};"
             f" {RESTORE}"
         ) from None
-    try:
-        content = _parse(json.loads(plain))
     except (ValueError, KeyError, TypeError):
         raise StartupError(f"{folder / SEALED_FILE} is not a keystore of this version") from None
     return root, content
+
+
+def open_content(root: bytes, deployment: str, sealed: bytes) -> Content:
+    """Open a sealed file; raise SealBrokenError, or ValueError, KeyError or TypeError."""
+    sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
+    return _parse(json.loads(sealer.open(_context(deployment), sealed)))
+
+
+def format_head(root: Secret, deployment: str) -> bytes:
+    """Return what is sealed to the unlock secret: the root key, and whose it is."""
+    head = {"deployment": deployment, "root": _text(root.reveal()), "version": 1}
+    return json.dumps(head).encode()
+
+
+def parse_head(data: bytes) -> tuple[bytes, str]:
+    """Return root key and deployment; raise ValueError, KeyError or TypeError."""
+    head = json.loads(data)
+    return _bytes(head["root"]), str(head["deployment"])
 
 
 def _context(deployment: str) -> EncryptionContext:
@@ -280,6 +360,7 @@ def _seal(sealer: ObjectSealer, content: Content) -> bytes:
             for a in content.authorities
         ],
         "issuing": content.issuing,
+        "generation": content.generation,
         "keks": {
             name: [
                 {"version": k.version, "made": k.made, "key": _text(k.key.reveal())} for k in keks
@@ -303,6 +384,7 @@ def _parse(document: dict[str, Any]) -> Content:
         ),
         keks={name: read_keks(keks) for name, keks in document["keks"].items()},
         issuing=int(document.get("issuing", len(document["authorities"]) - 1)),
+        generation=int(document.get("generation", 0)),
     )
     if not 0 <= content.issuing < len(content.authorities) or not all(
         map(_is_whole, content.keks.values())

@@ -27,6 +27,7 @@ _SERVICE = "/sealward.api.keys.v1.KeysService"
 _AUTHORITY = "/sealward.api.keys.v1.AuthorityService"
 _ROTATION = "/sealward.api.keys.v1.RotationService"
 _TRUST = "/sealward.api.keys.v1.TrustService"
+_BACKUP = "/sealward.api.keys.v1.BackupService"
 EVENTS: Mapping[str, str] = MappingProxyType(
     {
         f"{_SERVICE}/CreateBranchKey": "keys.branch-create",
@@ -41,10 +42,12 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",
         f"{_TRUST}/Revoke": "keys.revoke",
         f"{_TRUST}/CreateJoinToken": "keys.join-token",
+        f"{_BACKUP}/CreateBackup": "keys.backup",
+        f"{_BACKUP}/RecordDrill": "keys.drill",
     }
 )
 # Recorded by their servicer before they take effect; here only when they fail.
-_BEFORE = frozenset({"keys.retire"})
+_BEFORE = frozenset({"keys.retire", "keys.drill"})
 _DENIED = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 
 

@@ -10,6 +10,7 @@ and of join tokens.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
@@ -32,6 +34,7 @@ CREATE TABLE IF NOT EXISTS join_tokens (
   hash BLOB PRIMARY KEY, identity TEXT NOT NULL, made_at INTEGER NOT NULL,
   expires_at INTEGER NOT NULL, used_at INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revocations (
   id INTEGER PRIMARY KEY CHECK (id = 1), wrapped BLOB NOT NULL, sealed BLOB NOT NULL
 );
@@ -152,6 +155,20 @@ class Register:
                 (now, identity),
             )
 
+    def note(self, name: str) -> dict[str, Any]:
+        """Return a note (a JSON object); empty when there is none."""
+        with self._lock:
+            row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        found: dict[str, Any] = json.loads(row[0]) if row else {}
+        return found
+
+    def put_note(self, name: str, value: dict[str, Any]) -> None:
+        """Replace a note, durably; raise KEYSTORE_UNAVAILABLE."""
+        with self._writing():
+            self._db.execute(
+                "INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, json.dumps(value))
+            )
+
     def sealed_revocations(self) -> tuple[bytes, bytes] | None:
         """Return wrapped key and sealed list; None before the first one."""
         with self._lock:
@@ -164,6 +181,11 @@ class Register:
             self._db.execute(
                 "INSERT OR REPLACE INTO revocations VALUES (1, ?, ?)", (wrapped, sealed)
             )
+
+    def forget_revocations(self) -> None:
+        """Remove a sealed list that nothing opens any more; raise KEYSTORE_UNAVAILABLE."""
+        with self._writing():
+            self._db.execute("DELETE FROM revocations")
 
     def close(self) -> None:
         """Close the file."""

@@ -88,10 +88,9 @@ class RevocationList:
         found = self._register.sealed_revocations()
         version, entries = 0, list[Revoked]()
         if found is not None:
-            wrapped, sealed = found
             try:
-                version, entries = _parse(_open(self._keys, wrapped, sealed))
-            except (SealBrokenError, ValueError, KeyError, TypeError):
+                version, entries = open_list(self._keys, *found)
+            except SealBrokenError:
                 raise StartupError(
                     "the list of revoked certificates in the register does not open: it is "
                     "damaged, or of another keystore"
@@ -266,21 +265,23 @@ class Issuance:
         return issued
 
 
-def _open(keys: BranchKeys, wrapped: bytes, sealed: bytes) -> bytes:
+def open_list(keys: BranchKeys, wrapped: bytes, sealed: bytes) -> tuple[int, list[Revoked]]:
+    """Open a sealed list and return its version and entries.
+
+    Raises SealBrokenError, and SealwardError where the provider cannot answer now.
+    """
     try:
         key = keys.open(CONTEXT, wrapped)
+        document: dict[str, Any] = json.loads(ObjectSealer(key).open(CONTEXT, sealed))
+        if document["schema"] != _SCHEMA:
+            raise ValueError("another version")
+        return int(document["version"]), [Revoked(**entry) for entry in document["revoked"]]
     except SealwardError as error:
-        if error.reason is Reason.SEAL_BROKEN:
-            raise SealBrokenError("the wrapped key does not open") from None
-        raise
-    return ObjectSealer(key).open(CONTEXT, sealed)
-
-
-def _parse(plain: bytes) -> tuple[int, list[Revoked]]:
-    document: dict[str, Any] = json.loads(plain)
-    if document["schema"] != _SCHEMA:
-        raise ValueError("another version")
-    return int(document["version"]), [Revoked(**entry) for entry in document["revoked"]]
+        if error.reason is not Reason.SEAL_BROKEN:
+            raise
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise SealBrokenError("the list of revoked certificates does not open")
 
 
 def _unknown(serial: str, now: int) -> IssuedRow:

@@ -20,9 +20,9 @@ from services.keys.providers.vault.config import (
 from services.keys.providers.vault.names import DEFAULT_PREFIX, PREFIX, Names
 
 _FILES = (
-    "unlock_file", "vault_cacert", "vault_role_id_file", "vault_secret_id_file",
-    "vault_wrapped_secret_id_file", "vault_client_cert_file", "vault_client_key_file",
-    "vault_shredder_role_id_file", "vault_shredder_secret_id_file",
+    "unlock_file", "recovery_recipients_file", "vault_cacert", "vault_role_id_file",
+    "vault_secret_id_file", "vault_wrapped_secret_id_file", "vault_client_cert_file",
+    "vault_client_key_file", "vault_shredder_role_id_file", "vault_shredder_secret_id_file",
     "vault_shredder_wrapped_secret_id_file",
 )  # fmt: skip
 
@@ -46,6 +46,8 @@ class KeysSettings(ServiceSettings):
     unlock_file: Path | None = None
     """File with what opens the root key: an age identity or a passphrase. None = ask at the
     terminal."""
+    recovery_recipients_file: Path | None = None
+    """File with age recipients (`age1…`), one a line, that backups are sealed to as well."""
     user_certificate_seconds: int = Field(default=86_400, ge=60, le=7 * 86_400)
     """Life of a user's or workload's certificate."""
     ca_settle_seconds: int = Field(default=30, ge=0, le=86_400)

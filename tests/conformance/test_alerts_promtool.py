@@ -45,6 +45,14 @@ FIRING: dict[str, dict[str, str]] = {
     },
     "SpoolLost": {"sealward_spool_lost_records_total": "0x30 1x10"},
     "SpoolRefused": {"sealward_spool_refused_records": "1x40"},
+    "AuditUncosigned": {"sealward_audit_uncosigned_seconds": "0+60x40"},
+    "AuditClock": {"sealward_audit_clock_synchronised": "0x120"},
+    "AuthorityEnds": {"sealward_keys_authority_seconds": "7000000x40"},
+    "AuthorityStuck": {'sealward_keys_authorities{state="next"}': "1x40"},
+    "KeysBackupOld": {"sealward_keys_backup_age_seconds": "Inf " * 110},
+    "KeysBackupBehind": {"sealward_keys_backup_behind": "2x120"},
+    "KeysDrillOld": {"sealward_keys_drill_age_seconds": "3100000x120"},
+    "RevocationsOld": {"sealward_revocations_age_seconds": "0+60x40"},
 }
 CALM: dict[str, str] = {
     'sealward_audit_append_seconds_bucket{instance="a",le="0.5"}': "0+100x120",
@@ -71,6 +79,14 @@ CALM: dict[str, str] = {
     "sealward_spool_capacity_records": "200000x120",
     "sealward_spool_lost_records_total": "0x120",
     "sealward_spool_refused_records": "0x120",
+    "sealward_audit_uncosigned_seconds": "3 130 3x118",
+    "sealward_audit_clock_synchronised": "1 0x10 1x109",
+    "sealward_keys_authority_seconds": "9000000x120",
+    'sealward_keys_authorities{state="next"}': "0x120",
+    "sealward_keys_backup_age_seconds": "90000x120",
+    "sealward_keys_backup_behind": "0x20 1x40 0x60",
+    "sealward_keys_drill_age_seconds": "2000000x120",
+    "sealward_revocations_age_seconds": "5 70 5x118",
 }
 
 
@@ -119,7 +135,10 @@ def test_promtool_takes_the_rules(promtool: str) -> None:
 
 def test_each_alarm_fires(promtool: str, tmp_path: Path) -> None:
     assert set(FIRING) == set(rules())
-    late = {"AuditLogNotTurned": 100}
+    late = dict.fromkeys(
+        ("AuditClock", "AuditLogNotTurned", "KeysBackupOld", "KeysBackupBehind", "KeysDrillOld"),
+        100,
+    )
     cases = [case(v, alarm, late.get(alarm, 35), 1) for alarm, v in FIRING.items()]
     assert tried(promtool, tmp_path, cases) == ""
 

@@ -52,6 +52,19 @@ def open_witness(
     return Witness(folder, keys, recorder, logger, trust_domain=trust_domain, clock=clock)
 
 
+def begin_anew(data_dir: Path) -> bool:
+    """Have the next start make a new witness, with new keys, where there is none; raise OSError.
+
+    For a keystore that is restored without the folder of its witness: what the old one has cosigned
+    is not known any more, so its keys must not cosign again. Returns whether there is none.
+    """
+    if (data_dir / "witness").is_dir():
+        return False
+    (data_dir / _UNFINISHED).mkdir(mode=0o700, exist_ok=True)
+    sync_folder(data_dir)
+    return True
+
+
 def _create(folder: Path, unfinished: Path, branches: BranchKeys, name: str) -> None:
     # This folder is there before the key-encryption key is: a start that died goes on from here.
     unfinished.mkdir(mode=0o700, exist_ok=True)

@@ -63,7 +63,7 @@ def test_a_page_names_what_there_is(page: Path) -> None:
     assert set(re.findall(r"`(sealward_\w+)`", text)) <= known
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert link.startswith("http") or (page.parent / link).exists(), link
-    for alarm in re.findall(r"`((?:Audit|Spool)[A-Z]\w+)`", text):
+    for alarm in re.findall(r"`((?:Audit|Spool|Keys|Revocations)[A-Z]\w+)`", text):
         assert alarm in ALERTS, alarm
 
 

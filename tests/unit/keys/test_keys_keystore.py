@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -401,3 +402,71 @@ def test_names_without_end_are_refused(store: Path, monkeypatch: pytest.MonkeyPa
         reopened.ensure_kek("b", "session")
     assert caught.value.reason is Reason.KEYSTORE_UNAVAILABLE
     reopened.close()
+
+
+# --- generations ----------------------------------------------------------------------------------
+
+
+def test_each_change_is_a_generation(store: Path) -> None:
+    assert (store / "keystore.generation").read_bytes() == b"2\n"
+    reopened = opened(store)
+    assert reopened.content.generation == 2
+    reopened.ensure_kek("default", "session")
+    assert reopened.content.generation == 2
+    reopened.ensure_kek("default", "model")
+    reopened.add_kek("default", "model")
+    reopened.close()
+    assert (store / "keystore.generation").read_bytes() == b"4\n"
+    assert opened(store).content.generation == 4
+
+
+def test_an_older_file_put_back_stops_the_start(store: Path) -> None:
+    older = (store / "keystore" / SEALED_FILE).read_bytes()
+    reopened = opened(store)
+    reopened.add_kek("default", "session")
+    reopened.close()
+    (store / "keystore" / SEALED_FILE).write_bytes(older)
+    message = refusal(store)
+    assert "generation 2, this folder has had 3" in message
+    assert "sealward keys restore --from BACKUP --dir DIR --force" in message
+
+
+def test_a_keystore_that_is_gone_is_not_made_anew(store: Path) -> None:
+    shutil.rmtree(store / "keystore")
+    with pytest.raises(StartupError, match=r"is gone; sealward keys restore --from BACKUP"):
+        opened(store, first=never)
+
+
+def test_killed_after_the_file_and_before_its_number_it_goes_on(store: Path) -> None:
+    reopened = opened(store)
+    reopened.add_kek("default", "session")
+    reopened.close()
+    (store / "keystore.generation").write_bytes(b"2\n")
+    again = opened(store)
+    assert again.content.generation == 3
+    again.close()
+    assert (store / "keystore.generation").read_bytes() == b"3\n"
+    (store / "keystore.generation").write_bytes(b"many")
+    assert "keystore.generation is not a number" in refusal(store)
+
+
+def test_a_keystore_of_before_generations_were_counted(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reopened = opened(store)
+    dumps = keystore.json.dumps  # type: ignore[attr-defined]
+
+    def without(document: dict[str, Any]) -> str:
+        return str(dumps({k: v for k, v in document.items() if k != "generation"}))
+
+    monkeypatch.setattr(keystore.json, "dumps", without)  # type: ignore[attr-defined]
+    reopened.ensure_kek("default", "model")
+    monkeypatch.undo()
+    reopened.close()
+    (store / "keystore.generation").unlink()
+    again = opened(store)
+    assert again.content.generation == 0
+    again.ensure_kek("default", "user")
+    assert again.content.generation == 1
+    again.close()
+    assert (store / "keystore.generation").read_bytes() == b"1\n"

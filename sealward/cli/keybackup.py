@@ -1,0 +1,305 @@
+"""`sealward keys backup|restore|drill`: the embedded keystore, kept elsewhere and brought back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sealward.cli.errors import CliError, Exit, unavailable, usage
+from sealward.cli.options import DEFAULT, Dir, Json
+from sealward.cli.output import emit
+from sealward.cli.suite import Suite, write_private
+
+Recovery = Annotated[
+    Path | None,
+    typer.Option(
+        "--recovery-identity", metavar="FILE",
+        help="Age identity of a recovery recipient; else the unlock secret is used.",
+    ),
+]  # fmt: skip
+_MORE = "see docs/runbooks/keys-backup.md"
+
+
+def backup(
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="A new file, mode 0600.")],
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Back the keystore up into one file. Everything secret in it is sealed.
+
+    The unlock secret is not in it: keep that elsewhere, or set recovery recipients.
+    """
+    suite = Suite.at(directory)
+    if to.exists():
+        raise usage(f"{to} exists: a backup is never overwritten", "name a new file")
+    found = _create(suite, to)
+    alone = not found["recipients"]
+    kept = "the unlock secret opens it, and is not in it: keep it elsewhere"
+    emit(
+        {"file": str(to), **found, "unlock_secret_included": False},
+        as_json=as_json,
+        text=f"{to}: generation {found['generation']} of deployment {found['deployment']}\n  "
+        + (kept if alone else f"{found['recipients']} recovery recipients, or the unlock secret, "
+           "open it; neither is in it"),
+    )  # fmt: skip
+
+
+def restore(
+    file: Annotated[Path, typer.Option("--from", metavar="FILE", help="The backup.")],
+    recovery_identity: Recovery = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also where the folder has had a later keystore than this."),
+    ] = False,
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Restore the keystore of a suite that does not run, into an empty folder or a damaged one.
+
+    What is there is kept aside. With a recovery identity the keystore is sealed to the folder's own
+    unlock secret, which is made where there is none.
+    """
+    suite = Suite.at(directory)
+    if suite.supervisor_pid() is not None:
+        raise unavailable(f"the suite in {suite.root} is running", "sealward down")
+    _check_file(file)
+    suite.create(os.environ)
+    _have_unlock_secret(suite, made=recovery_identity is not None)
+    done = _tool(suite, "restore", file, recovery_identity, *(["--force"] if force else []))
+    made = _time(done["made_at"])
+    lines = [f"restored: generation {done['generation']} of {made} into {suite.root / 'keys'}"]
+    if done["kept_aside"]:
+        lines.append(f"  what was there is kept: {done['kept_aside']}")
+    if done["will_not_open"]:
+        lines.append(f"  what is sealed under these will not open: {_some(done['will_not_open'])}")
+    if done["revocations"] == "lost":
+        lines.append("  the list of revoked certificates is lost: revoke again what has to be")
+    if done["new_witness"]:
+        lines.append("  the witness begins anew: whoever verifies needs its new witness.vkey")
+    lines.append(f"  start it: sealward up --dir {suite.root}")
+    emit({**done, "made_at": made, "dir": str(suite.root)}, as_json=as_json, text="\n".join(lines))
+
+
+def drill(
+    file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="The backup; else a fresh one is made."),
+    ] = None,
+    recovery_identity: Recovery = None,
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Restore a backup into an empty temporary folder and open its canary; exit 1 if that fails.
+
+    Nothing is left behind. The drill is recorded where the suite runs.
+    """
+    suite = Suite.at(directory)
+    folder = Path(tempfile.mkdtemp(prefix="sealward-drill-"))
+    try:
+        if file is None:
+            file = folder / "backup"
+            _create(suite, file, confirm=False)
+        _check_file(file)
+        done = _run(suite, "drill", file, recovery_identity)[0]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if "passed" not in done:
+        raise unavailable(done["error"], _MORE)
+    done["recorded"] = _record(suite, done)
+    if "made_at" in done:
+        done["made_at"] = _time(done["made_at"])
+    if not done["passed"]:
+        error = done.pop("error")
+        raise CliError(f"the drill failed: {error}", advice=_MORE, **done)
+    where = "recorded" if done["recorded"] else "not recorded: the suite does not run"
+    emit(
+        done,
+        as_json=as_json,
+        text=f"the backup of {done['made_at']} opens: generation {done['generation']}, "
+        f"{done['keys']} keys, canary, {done['seconds']:.2f} s ({where})",
+    )
+
+
+def state(channel: Any, seconds: float) -> dict[str, Any]:
+    """Ask the keys service for the last backup and drill; empty where the keys are in Vault."""
+    import grpc
+
+    from sealward.api.keys.v1 import backup_pb2
+    from sealward.api.keys.v1.backup_pb2_grpc import BackupServiceStub
+
+    try:
+        answer = BackupServiceStub(channel).GetBackupState(
+            backup_pb2.GetBackupStateRequest(), timeout=seconds
+        )
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return {}
+        raise
+    now = dt.datetime.now(dt.UTC)
+    made = answer.backup_made_at
+    return {
+        "generation": answer.generation,
+        "backup_generation": answer.backup_generation or None,
+        "backup_made": _time(made) or None,
+        "backup_age_seconds": max(0, int(now.timestamp()) - made) if made else None,
+        "recovery_recipients": answer.recipients,
+        "drill_made": _time(answer.drill_made_at) or None,
+        "drill_passed": answer.drill_passed if answer.drill_made_at else None,
+    }
+
+
+def state_text(found: dict[str, Any]) -> str:
+    """Say in a line how the backups are; empty where there is nothing to say."""
+    if not found:
+        return ""
+    if found["backup_made"] is None:
+        return "backup: none; make one: sealward keys backup --to FILE"
+    behind = found["generation"] - found["backup_generation"]
+    text = f"backup: {found['backup_made']}, " + (
+        f"lacks {behind} changes: make another" if behind else "has everything"
+    )
+    if found["drill_made"] is None:
+        return f"{text}; never tried: sealward keys drill"
+    return f"{text}; drill {found['drill_made']} {'passed' if found['drill_passed'] else 'FAILED'}"
+
+
+def _create(suite: Suite, to: Path, *, confirm: bool = True) -> dict[str, Any]:
+    """Have an archive made and write it to a new file."""
+    from sealward.api.keys.v1 import backup_pb2
+    from sealward.api.keys.v1.backup_pb2_grpc import BackupServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+    from sealward.cli.rpc import calling
+
+    if not os.access(to.parent, os.W_OK):
+        raise usage(f"{to} cannot be written")
+    with calling("backing up"), Admin(suite).channel("keys") as channel:
+        stub = BackupServiceStub(channel)
+        answer = stub.CreateBackup(backup_pb2.CreateBackupRequest(), timeout=CALL_SECONDS)
+        _write_new(to, answer.archive)
+        if confirm:
+            stub.ConfirmBackup(
+                backup_pb2.ConfirmBackupRequest(sha256=answer.sha256), timeout=CALL_SECONDS
+            )
+    return {
+        "deployment": answer.deployment,
+        "generation": answer.generation,
+        "recipients": answer.recipients,
+        "sha256": answer.sha256,
+    }
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _record(suite: Suite, done: dict[str, Any]) -> bool:
+    """Have a drill recorded; False where the suite does not run or does not answer."""
+    import grpc
+
+    from sealward.api.keys.v1 import backup_pb2
+    from sealward.api.keys.v1.backup_pb2_grpc import BackupServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+
+    if not done.get("sha256") or suite.supervisor_pid() is None:
+        return False
+    request = backup_pb2.RecordDrillRequest(
+        sha256=done["sha256"],
+        generation=done.get("generation", 0),
+        passed=done["passed"],
+        duration_ms=int(done.get("seconds", 0) * 1000),
+    )
+    with suppress(grpc.RpcError, CliError), Admin(suite).channel("keys") as channel:
+        BackupServiceStub(channel).RecordDrill(request, timeout=CALL_SECONDS)
+        return True
+    return False
+
+
+def _have_unlock_secret(suite: Suite, *, made: bool) -> None:
+    if os.environ.get("SEALWARD_KEYS_UNLOCK_FILE") or suite.unlock_file.exists():
+        return
+    if not made:
+        raise usage(
+            f"{suite.unlock_file} is missing, and the backup does not hold it",
+            "put the unlock secret there, or give --recovery-identity FILE",
+        )
+    from pyrage import x25519
+
+    write_private(suite.unlock_file, f"{x25519.Identity.generate()}\n".encode())
+
+
+def _tool(suite: Suite, verb: str, file: Path, recovery: Path | None, *more: str) -> dict[str, Any]:
+    answer, code = _run(suite, verb, file, recovery, *more)
+    if code == Exit.OK:
+        return answer
+    problem = str(answer["error"])
+    if code == Exit.UNAVAILABLE:
+        raise unavailable(problem, _MORE)
+    raise CliError(problem, advice=_MORE)
+
+
+def _run(
+    suite: Suite, verb: str, file: Path, recovery: Path | None, *more: str
+) -> tuple[dict[str, Any], int]:
+    """Run services.keys.recovery with the settings that the keys service would have."""
+    from sealward.cli.processes import services_roots
+
+    given = {
+        "SEALWARD_KEYS_DATA_DIR": str(suite.root / "keys"),
+        "SEALWARD_KEYS_ENROLL_DIR": str(suite.enroll_dir),
+        "SEALWARD_KEYS_UNLOCK_FILE": os.environ.get("SEALWARD_KEYS_UNLOCK_FILE")
+        or str(suite.unlock_file),
+    }
+    roots = [*services_roots(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    argv = ["--from", str(file.absolute()), *more]
+    if recovery is not None:
+        argv += ["--recovery-identity", str(recovery.absolute())]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "services.keys.recovery", verb, *argv],
+        env={**os.environ, **given, "PYTHONPATH": os.pathsep.join(roots)},
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise CliError(f"{verb} ended with status {done.returncode}", advice=_MORE) from None
+    return answer, done.returncode
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise usage(f"{file} is not a file", "--from FILE, as `sealward keys backup` made it")
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _time(seconds: int) -> str:
+    if not seconds:
+        return ""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")

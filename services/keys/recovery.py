@@ -1,0 +1,135 @@
+"""`python -m services.keys.recovery`: what is done to a keystore while the service does not run.
+
+Started by `sealward keys restore|drill`, with the environment of the keys service. Prints one JSON
+object; exit status 0, 1 where the backup is refused, 3 where the folder is in use or the unlock
+secret is not to be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.hardening import harden
+from sealward.kit.recorder import Recorder
+from sealward.kit.settings import load
+from sealward.kit.spool import Spool
+from sealward.seal.rootkey import UnlockSecret
+from services.keys import restore as restoring
+from services.keys.restore import Opened, RestoreError
+from services.keys.settings import KeysSettings
+from services.keys.unlock import unlock_from_file, unlock_source
+
+_REFUSED, _UNAVAILABLE = 1, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do one thing and say how it went."""
+    parser = argparse.ArgumentParser(prog="sealward-keys-recovery")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name in ("restore", "drill"):
+        verb = verbs.add_parser(name)
+        verb.add_argument("--from", dest="file", type=Path, required=True)
+        verb.add_argument("--recovery-identity", type=Path)
+        verb.add_argument("--force", action="store_true")
+    arguments = parser.parse_args(argv)
+    try:
+        harden()
+        settings = load(KeysSettings, "keys")
+        if settings.provider != "embedded":
+            raise RestoreError("the keys are in Vault: see docs/runbooks/keys-backup.md")
+        do = _restore if arguments.verb == "restore" else _drill
+        answer, code = do(arguments, settings)
+    except RestoreError as error:
+        answer, code = {"error": str(error)}, _REFUSED
+    except StartupError as error:
+        answer, code = {"error": str(error)}, _UNAVAILABLE
+    except SealwardError as error:
+        answer, code = {"error": error.message}, _UNAVAILABLE
+    print(json.dumps(answer))  # noqa: T201 - it is the answer
+    return code
+
+
+def _restore(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dict[str, Any], int]:
+    unlock = _unlock(settings)
+    opened = restoring.open_backup(arguments.file, unlock, _recovery(arguments))
+    started = time.time_ns()
+    done = restoring.restore(
+        opened, settings.data_dir, unlock, force=arguments.force, now=time.time()
+    )
+    # It reaches the log with the next start: the spool is where a service that is down writes to.
+    spool = Spool(settings.data_dir / "spool.sqlite")
+    try:
+        Recorder(spool, "keys").record(
+            "keys.restore",
+            "ok",
+            start_unix_nano=started,
+            target=f"{done.deployment}@{done.generation}",
+            count=len(done.lost),
+            actor_id="local",
+            actor_kind="admin",
+        )
+    finally:
+        spool.close()
+    return {
+        "deployment": done.deployment,
+        "generation": done.generation,
+        "made_at": done.made_at,
+        "kept_aside": done.aside,
+        "will_not_open": list(done.lost),
+        "revocations": done.revocations,
+        "new_witness": done.new_witness,
+    }, 0
+
+
+def _drill(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dict[str, Any], int]:
+    manifest, sha256 = None, ""
+    try:
+        found, sha256 = restoring.read_backup(arguments.file)
+        manifest = found.manifest
+        opened, seconds = restoring.drill(arguments.file, _unlock(settings), _recovery(arguments))
+    except RestoreError as error:
+        failed: dict[str, Any] = {"passed": False, "error": str(error), "sha256": sha256}
+        if manifest is not None:
+            failed |= {"generation": manifest.generation, "made_at": manifest.made_at}
+        return failed, _REFUSED
+    return {"passed": True, "seconds": round(seconds, 3), **_told(opened)}, 0
+
+
+def _told(opened: Opened) -> dict[str, Any]:
+    manifest = opened.archive.manifest
+    return {
+        "deployment": manifest.deployment,
+        "generation": manifest.generation,
+        "made_at": manifest.made_at,
+        "sha256": opened.sha256,
+        "keys": sum(map(len, opened.content.keks.values())),
+        "recipients": len(manifest.recipients),
+    }
+
+
+def _unlock(settings: KeysSettings) -> Callable[[], UnlockSecret]:
+    source = unlock_source(settings.unlock_file)
+    kept: list[UnlockSecret] = []
+
+    def once() -> UnlockSecret:
+        if not kept:
+            kept.append(source(False))
+        return kept[0]
+
+    return once
+
+
+def _recovery(arguments: argparse.Namespace) -> UnlockSecret | None:
+    path: Path | None = arguments.recovery_identity
+    return None if path is None else unlock_from_file(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""Restores a backup of the embedded keystore into a data folder, and tries one out.
+
+Everything is opened and compared before anything is written. What is there is kept aside, never
+changed. The service must not run meanwhile: the keystore is locked.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealward.kit.enroll import private_folder
+from sealward.kit.errors import SealwardError, StartupError
+from sealward.seal.errors import SealBrokenError, UnlockError
+from sealward.seal.objects import ObjectSealer, open_object
+from sealward.seal.rootkey import UnlockSecret, new_identity
+from sealward.seal.secret import Secret
+from services.keys.archive import (
+    CANARY,
+    LARGEST_BYTES,
+    MANIFEST_SEALED,
+    RECOVERY,
+    REVOCATIONS,
+    Archive,
+    ArchiveError,
+    unpack,
+)
+from services.keys.backup import MANIFEST_SCHEMA, canary_context, manifest_context
+from services.keys.files import sync_folder, write_durable
+from services.keys.keystore import (
+    BUSY,
+    FOLDER,
+    ROOT_FILE,
+    SEALED_FILE,
+    Content,
+    Keystore,
+    format_head,
+    lock_keystore,
+    open_content,
+    open_folder,
+    parse_head,
+    read_generation,
+    write_generation,
+)
+from services.keys.providers.embedded import EmbeddedBranchKeys
+from services.keys.register import Register
+from services.keys.revocations import open_list
+from services.keys.witness.opening import begin_anew
+
+_NEW = ".keystore.restored"
+REGISTER = "register.sqlite"
+
+
+class RestoreError(Exception):
+    """A backup is not restored. The text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A backup whose root key was opened and whose every part was verified."""
+
+    archive: Archive
+    sha256: str
+    root: Secret
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore did. `aside`: where what was there is now; `lost`: see `restore`."""
+
+    deployment: str
+    generation: int
+    made_at: int
+    aside: str
+    lost: tuple[str, ...]
+    revocations: str
+    new_witness: bool
+
+
+def read_backup(path: Path) -> tuple[Archive, str]:
+    """Read a backup file and check its sums; return it and its SHA-256; raise RestoreError."""
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise RestoreError(f"{path} is too large for a backup")
+        data = path.read_bytes()
+    except OSError as error:
+        raise RestoreError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return unpack(data), hashlib.sha256(data).hexdigest()
+    except ArchiveError as error:
+        raise RestoreError(f"{path}: {error}") from None
+
+
+def open_backup(
+    path: Path, unlock: Callable[[], UnlockSecret], recovery: UnlockSecret | None
+) -> Opened:
+    """Open a backup with a recovery identity, else the unlock secret, and verify all of it.
+
+    Raises RestoreError.
+    """
+    found, sha256 = read_backup(path)
+    name = RECOVERY if recovery is not None else ROOT_FILE
+    if name not in found.members:
+        raise RestoreError(
+            f"{path} is sealed to no recovery recipient: it opens with the unlock secret alone"
+            if recovery is not None
+            else f"{path} has no {ROOT_FILE}"
+        )
+    secret = recovery if recovery is not None else unlock()
+    try:
+        root, deployment = parse_head(secret.open(found.members[name]))
+        sealer = ObjectSealer(root, key_name="root", schema=MANIFEST_SCHEMA)
+        told = sealer.open(manifest_context(deployment), found.members[MANIFEST_SEALED])
+        content = open_content(root, deployment, found.members[SEALED_FILE])
+    except UnlockError as error:
+        if error.said.startswith(BUSY):
+            raise StartupError("this machine is too busy for a passphrase now: try again") from None
+        which = "recovery identity" if recovery is not None else "unlock secret"
+        raise RestoreError(f"{path} does not open: this is not its {which}") from None
+    except (SealBrokenError, ValueError, KeyError, TypeError):
+        raise RestoreError(f"{path} is not whole: its parts do not belong together") from None
+    manifest = found.manifest
+    if told != hashlib.sha256(found.manifest_json).digest() or (
+        manifest.deployment, manifest.generation, manifest.trust_domain
+    ) != (content.deployment, content.generation, content.trust_domain):  # fmt: skip
+        raise RestoreError(f"{path} is not whole: it says of itself what it is not")
+    return Opened(found, sha256, Secret(root), content)
+
+
+def open_canary(opened: Opened, keystore: Keystore) -> None:
+    """Open the canary of a backup with a keystore, and fail to under another context.
+
+    Raises RestoreError.
+    """
+    try:
+        canary = json.loads(opened.archive.members[CANARY])
+        context = canary_context(canary["name"])
+        wrapped, sealed = (base64.b64decode(canary[part]) for part in ("wrapped", "sealed"))
+        branches = EmbeddedBranchKeys(keystore)
+        key = branches.open(context, wrapped)
+        plain = open_object(key, context, sealed)
+    except (SealwardError, SealBrokenError, ValueError, KeyError, TypeError):
+        raise RestoreError("the canary of the backup does not open") from None
+    if hashlib.sha256(plain).hexdigest() != canary["sha256"]:
+        raise RestoreError("the canary of the backup is another one")
+    other = context.about("another")
+    with suppress(SealwardError):
+        branches.open(other, wrapped)
+        raise RestoreError("a key opens under another context than it was made for")
+    with suppress(SealBrokenError):
+        open_object(key, other, sealed)
+        raise RestoreError("an object opens under another context than it was sealed for")
+
+
+def restore(
+    opened: Opened,
+    data_dir: Path,
+    unlock: Callable[[], UnlockSecret],
+    *,
+    force: bool,
+    now: float,
+) -> Restored:
+    """Put a verified backup into a data folder; what is there is kept aside.
+
+    The root key is sealed to the unlock secret anew. A folder that has had a later generation, or
+    is another deployment's, is left alone unless `force`; `lost` names the keys that it has and the
+    backup lacks. Raises RestoreError, StartupError when the keystore is in use.
+    """
+    private_folder(data_dir)
+    if (data_dir / "provider.json").exists():
+        raise RestoreError(f"{data_dir} is of a deployment whose keys are in Vault")
+    lock = lock_keystore(data_dir)
+    try:
+        secret = unlock()
+        lost = _compare(opened, data_dir, secret, force=force)
+        # Read back from the disk, and tried, before it takes anything's place.
+        _write_new(opened, data_dir / _NEW, secret)
+        keystore = Keystore(data_dir / _NEW, *open_folder(data_dir / _NEW, secret), lock)
+        open_canary(opened, keystore)
+        stamp = dt.datetime.fromtimestamp(now, dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+        aside = _swap(data_dir, opened.content.generation, stamp)
+        write_generation(data_dir, opened.content.generation)
+        revocations = _restore_revocations(opened, data_dir, keystore, stamp)
+        new_witness = begin_anew(data_dir)
+    except OSError as error:
+        raise RestoreError(f"{data_dir} cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(data_dir / _NEW, ignore_errors=True)
+        os.close(lock)
+    return Restored(
+        opened.content.deployment,
+        opened.content.generation,
+        opened.archive.manifest.made_at,
+        aside,
+        lost,
+        revocations,
+        new_witness,
+    )
+
+
+def drill(
+    path: Path, unlock: Callable[[], UnlockSecret], recovery: UnlockSecret | None
+) -> tuple[Opened, float]:
+    """Restore a backup into an empty temporary folder and open its canary.
+
+    Returns the backup and how long it took, seconds; raises RestoreError. Nothing is left behind.
+    """
+    started = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="sealward-drill-"))
+    try:
+        opened = open_backup(path, unlock, recovery)
+        # As on a machine that has nothing: the root key is sealed to a secret of this moment.
+        throwaway = UnlockSecret(new_identity())
+        restore(opened, folder / "keys", lambda: throwaway, force=False, now=time.time())
+        root, content = open_folder(folder / "keys" / FOLDER, throwaway)
+        if root != opened.root.reveal() or content != opened.content:
+            raise RestoreError("what was restored is not what was backed up")
+    except StartupError as error:
+        raise RestoreError(str(error)) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return opened, time.monotonic() - started
+
+
+def _compare(
+    opened: Opened, data_dir: Path, secret: UnlockSecret, *, force: bool
+) -> tuple[str, ...]:
+    """Name what the folder has and the backup lacks; raise RestoreError unless that is wanted."""
+    backup = opened.content
+    newest = read_generation(data_dir)
+    there: Content | None = None
+    with suppress(StartupError):
+        there = open_folder(data_dir / FOLDER, secret)[1]
+    if there is not None:
+        newest = max(newest, there.generation)
+    lost = _lost(backup, there, newest)
+    if there is not None and there.deployment != backup.deployment:
+        problem = f"it holds the keystore of another deployment ({there.deployment})"
+    elif backup.generation < newest:
+        problem = f"it has had generation {newest}, the backup is of {backup.generation}"
+    else:
+        return lost
+    if not force:
+        raise RestoreError(
+            f"{data_dir} is left as it is: {problem}. Restored all the same (--force), what is "
+            f"sealed under these would not open: {', '.join(lost) or 'nothing that is known'}"
+        )
+    return lost
+
+
+def _lost(backup: Content, there: Content | None, newest: int) -> tuple[str, ...]:
+    if there is None:
+        if newest <= backup.generation:
+            return ()
+        return (f"keys that were made in generations {backup.generation + 1} to {newest}",)
+    held = {(name, kek.version): kek.key for name, keks in backup.keks.items() for kek in keks}
+    return tuple(
+        f"{name}@{kek.version}"
+        for name, keks in sorted(there.keks.items())
+        for kek in keks
+        if held.get((name, kek.version)) != kek.key
+    )
+
+
+def _write_new(opened: Opened, folder: Path, secret: UnlockSecret) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    head = format_head(opened.root, opened.content.deployment)
+    write_durable(folder / ROOT_FILE, secret.seal(head))
+    write_durable(folder / SEALED_FILE, opened.archive.members[SEALED_FILE])
+
+
+def _swap(data_dir: Path, generation: int, stamp: str) -> str:
+    """Put the new folder in the place of the old one; return where the old one is now."""
+    target = data_dir / FOLDER
+    # Killed between the two renames, the service finds that a keystore is gone, and makes none.
+    write_generation(data_dir, max(generation, read_generation(data_dir)))
+    aside = ""
+    if target.exists():
+        aside = str(_rename_aside(target, stamp))
+    (data_dir / _NEW).rename(target)
+    sync_folder(data_dir)
+    return aside
+
+
+def _rename_aside(path: Path, stamp: str) -> Path:
+    to = path.with_name(f"{path.name}.aside-{stamp}")
+    while to.exists():
+        to = to.with_name(f"{to.name}-")
+    path.rename(to)
+    return to
+
+
+def _restore_revocations(opened: Opened, data_dir: Path, keystore: Keystore, stamp: str) -> str:
+    """Keep the later of two lists of revoked certificates; return what became of it."""
+    path = data_dir / REGISTER
+    try:
+        register = Register(path)
+    except StartupError:
+        for name in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+            if name.exists():
+                _rename_aside(name, stamp)
+        register = Register(path)
+    try:
+        branches = EmbeddedBranchKeys(keystore)
+        there = _version(branches, register.sealed_revocations())
+        backed_up = _revocations_of(opened)
+        if _version(branches, backed_up) > there and backed_up is not None:
+            register.put_revocations(*backed_up)
+            return "restored"
+        if there < 0:
+            register.forget_revocations()
+            return "lost"
+        return "kept"
+    finally:
+        register.close()
+
+
+def _version(branches: EmbeddedBranchKeys, sealed: tuple[bytes, bytes] | None) -> int:
+    """Version of a list; 0 where there is none, -1 where it does not open."""
+    if sealed is None:
+        return 0
+    try:
+        return open_list(branches, *sealed)[0]
+    except SealBrokenError:
+        return -1
+
+
+def _revocations_of(opened: Opened) -> tuple[bytes, bytes] | None:
+    member = opened.archive.members.get(REVOCATIONS)
+    if member is None:
+        return None
+    try:
+        found = json.loads(member)
+        return base64.b64decode(found["wrapped"]), base64.b64decode(found["sealed"])
+    except (ValueError, KeyError, TypeError):
+        raise RestoreError("the backup is not whole: its list of revoked certificates") from None
