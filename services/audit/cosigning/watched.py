@@ -52,7 +52,10 @@ class Asked:
 
 
 class WatchedLog:
-    """One log. Thread-safe: two threads ask about it."""
+    """One log. Thread-safe: two threads ask about it.
+
+    `on_cosigned` is told of each newest checkpoint that satisfies the policy; it asks nothing back.
+    """
 
     def __init__(
         self,
@@ -145,10 +148,11 @@ class WatchedLog:
         self._settle(Newest(size, merged, max(c.time for c in opened.cosignatures)))
 
     def _settle(self, newest: Newest) -> None:
+        # Told under the lock: two threads must not tell an older one last.
         with self._lock:
             if newest.size < self.newest.size:
                 return
             self.newest = newest
             # Whoever came later waits since then at the latest.
             self._waiting = None
-        self._on_cosigned(self, newest)
+            self._on_cosigned(self, newest)
