@@ -175,7 +175,15 @@ def _running(suite: Suite) -> Iterator[Finding]:
                 f"{name} restarts", "warning", f"{service['restarts']} since the start",
                 f"see {suite.logs}/supervisor.log",
             )  # fmt: skip
-    if found["keys"].get("single_host"):
+    keys = found["keys"]
+    if keys.get("trouble"):
+        from sealward.cli.keys import ADVICE
+
+        yield Finding(
+            "key provider", "failed", f"{keys['state']}: {keys['trouble']} since {keys['since']}",
+            ADVICE.get(keys["trouble"], f"see {suite.logs}/keys.log"),
+        )  # fmt: skip
+    if keys.get("single_host"):
         yield Finding("single host", "warning", "keys and data live on one machine (single-host)")
 
 

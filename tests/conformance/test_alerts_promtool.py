@@ -53,6 +53,11 @@ FIRING: dict[str, dict[str, str]] = {
     "KeysBackupBehind": {"sealward_keys_backup_behind": "2x120"},
     "KeysDrillOld": {"sealward_keys_drill_age_seconds": "3100000x120"},
     "RevocationsOld": {"sealward_revocations_age_seconds": "0+60x40"},
+    "KeysProviderAway": {
+        'sealward_keys_provider_state{provider="vault",state="ready"}': "0x40",
+        'sealward_keys_provider_state{provider="vault",state="degraded"}': "1x40",
+    },
+    "KeysVaultRenewalsFail": {"sealward_keys_vault_failed_renewals": "0x30 2x10"},
 }
 CALM: dict[str, str] = {
     'sealward_audit_append_seconds_bucket{instance="a",le="0.5"}': "0+100x120",
@@ -87,6 +92,9 @@ CALM: dict[str, str] = {
     "sealward_keys_backup_behind": "0x20 1x40 0x60",
     "sealward_keys_drill_age_seconds": "2000000x120",
     "sealward_revocations_age_seconds": "5 70 5x118",
+    'sealward_keys_provider_state{provider="vault",state="ready"}': "1 0 1x118",
+    'sealward_keys_provider_state{provider="vault",state="degraded"}': "0 1 0x118",
+    "sealward_keys_vault_failed_renewals": "3x120",
 }
 
 
