@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import threading
@@ -132,10 +133,15 @@ def test_a_login_that_cannot_be_says_why(server: VaultServer, tmp_path: Path) ->
 
 
 def test_a_root_token_is_not_served_with(server: VaultServer, tmp_path: Path) -> None:
+    """This Vault makes none at a login; whatever answered as if it did is not believed."""
     config = set_up(tmp_path, server)
-    role(server, config, token_policies=["root"], token_no_default_policy=True)
-    with pytest.raises(StartupError), opened(tmp_path, server, config):
-        pass
+    with proxy_to(server.address) as proxy:
+        config = with_addresses(config, proxy.address)
+        with opened(tmp_path, server, config) as found:
+            auth = {"client_token": "hvs.x", "policies": ["root"], "lease_duration": 0}
+            proxy.answer = (200, {}, json.dumps({"auth": auth}).encode())
+            with pytest.raises(StartupError, match="refuses the login"):
+                found.session.open()
 
 
 # --- the token's life -----------------------------------------------------------------------------

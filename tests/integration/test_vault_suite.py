@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sealward.cli.errors import CliError
 from sealward.cli.status import collect
+from tests.support.searching import Searched, scraped
 from tests.support.suites import RunningSuite, rest_json, running, until
 from tests.support.vault import VaultServer
 
@@ -20,6 +23,9 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VaultServer]:
     started = VaultServer(tmp_path_factory.mktemp("vault"), storage="file").start()
+    # What Vault hands out, in clear: for the test that looks for it everywhere.
+    options = {"file_path": str(started.folder / "raw.log"), "log_raw": "true"}
+    started.ask("put", "sys/audit/raw", {"type": "file", "options": options})
     yield started
     started.stop()
 
@@ -108,6 +114,59 @@ def test_predictions_go_on_while_vault_is_sealed(suite: RunningSuite, server: Va
         return {event.target for event in events}
 
     until(lambda: recorded() >= {"vault-sealed", "ready"}, "it is in the log")
+
+
+def test_what_vault_handed_out_is_found_nowhere(suite: RunningSuite, server: VaultServer) -> None:
+    """Branch keys, tokens and secret ids are in no file, log, metric, record or environment."""
+    ada = suite.user("ada")
+    suite.ask(ada, patient="patient-1")
+    suite.restarted("keys", suite.kill("keys"))
+    suite.answers_again(ada)
+    until(lambda: suite.sealward_any("healthcheck", "keys") == 0, "keys serve")
+    keys, words = handed_out(server)
+    assert len(keys) >= 6
+    assert len(words) >= 3
+    searched = Searched(keys)
+
+    def holds(data: bytes) -> bool:
+        return searched.found_in(data) or any(word in data for word in words)
+
+    for metrics in scraped(suite):
+        assert not holds(metrics)
+    for name in ("keys", "audit", "inference", "gateway", "valkey"):
+        for kind in ("environ", "cmdline"):
+            with suppress(PermissionError):
+                assert not holds(Path(f"/proc/{suite.pid(name)}/{kind}").read_bytes())
+    for command in (("keys", "status"), ("status",), ("config", "show")):
+        assert not holds(str(suite.sealward(*command)).encode())
+    found = {
+        path.relative_to(suite.suite.root)
+        for path in suite.suite.root.rglob("*")
+        if path.is_file() and holds(path.read_bytes())
+    }
+    # The login itself has to be somewhere: of this account, closed to all others.
+    kept = Path("keys", "vault")
+    assert found == {kept / "secret-id", kept / "shredder-secret-id"}
+    planted = suite.suite.root / "planted"
+    for secret in (next(iter(keys)), base64.b64encode(next(iter(keys))), next(iter(words))):
+        planted.write_bytes(b"x" + secret)
+        assert holds(planted.read_bytes())
+    planted.unlink()
+
+
+def handed_out(server: VaultServer) -> tuple[set[bytes], set[bytes]]:
+    """The keys, and the tokens and secret ids, in the answers that Vault gave."""
+    keys, words = set(), set()
+    for line in (server.folder / "raw.log").read_text().splitlines():
+        entry = json.loads(line)
+        answer = entry.get("response") or {}
+        if plaintext := (answer.get("data") or {}).get("plaintext"):
+            keys.add(base64.b64decode(plaintext))
+        if secret := (answer.get("data") or {}).get("secret_id"):
+            words.add(secret.encode())
+        if token := (answer.get("auth") or {}).get("client_token"):
+            words.add(token.encode())
+    return keys, words - {server.token.encode()}
 
 
 def test_a_folder_with_a_keystore_does_not_move(

@@ -119,8 +119,8 @@ class VaultSession:
     ) -> Answer:
         with self._gate.entered(self._closed):
             token = self._token
-            if self._trouble is not None or token is None:
-                raise self._closed() or _unavailable(Trouble.LOGIN_REFUSED)
+            if token is None:
+                raise _unavailable(Trouble.LOGIN_REFUSED)
             try:
                 answer = self._send(method, path, body, token, repeatable)
                 if answer.status == _FORBIDDEN:
