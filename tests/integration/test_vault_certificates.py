@@ -263,7 +263,7 @@ def test_another_process_takes_the_next_ca_and_it_is_noticed(tmp_path: Path) -> 
         found.authority.adopt()
         # A leaf of an authority that is not known to sign yet is no reason to refuse.
         issue(ca, f"spiffe://{TD}/service/audit")
-        assert ca.issuer_key_id == found.authority.issuer_key_id
+        assert ca.authorities() == found.authority.authorities()
 
 
 def test_a_role_that_was_changed_certifies_no_other_name(tmp_path: Path) -> None:
