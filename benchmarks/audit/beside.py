@@ -1,4 +1,7 @@
-"""Our engine and Tessera's in turns, each in a process and an empty folder of its own."""
+"""Our engine and Tessera's in turns, each in a process and an empty folder of its own.
+
+Ours runs without its index, since Tessera has none, and once more with it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from benchmarks import measure
 from benchmarks.audit import rival
 
 WRITERS = (1, 16, 256)
-OURS, TESSERA, RECEIPTS = "ours", "tessera", "tessera_receipts"
+OURS, INDEXED, TESSERA, RECEIPTS = "ours", "ours_indexed", "tessera", "tessera_receipts"
 
 Say = Callable[[str], None]
 
@@ -29,6 +32,9 @@ def run(scratch: Path, rounds: int, seconds: float, say: Say) -> dict[str, Any]:
             point: dict[str, Any] = {"fdatasync_us": syncs}
             # Who goes first changes from round to round.
             for name in sorted(engines[writers], reverse=bool(turn % 2)):
+                if name == RECEIPTS and turn:
+                    # It waits for checkpoints, and hardly moves.
+                    continue
                 say(f"round {turn + 1} of {rounds}: {name}, {writers} writers")
                 folder = scratch / "engine"
                 folder.mkdir(mode=0o700)
@@ -41,10 +47,13 @@ def run(scratch: Path, rounds: int, seconds: float, say: Say) -> dict[str, Any]:
 
 
 def _engines(binary: Path, seconds: float) -> dict[int, dict[str, Callable[[Path, int], Any]]]:
-    def ours(folder: Path, writers: int) -> Any:
-        command = [sys.executable, "-m", "benchmarks.audit.engine", str(folder), str(writers)]
-        done = subprocess.run([*command, str(seconds)], check=True, capture_output=True)
-        return json.loads(done.stdout)
+    def ours(*options: str) -> Callable[[Path, int], Any]:
+        def run_(folder: Path, writers: int) -> Any:
+            command = [sys.executable, "-m", "benchmarks.audit.engine", str(folder), str(writers)]
+            command += [str(seconds), *options]
+            return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+        return run_
 
     def tessera(age: str, *, receipts: bool) -> Callable[[Path, int], Any]:
         return lambda folder, writers: rival.run(
@@ -53,7 +62,8 @@ def _engines(binary: Path, seconds: float) -> dict[int, dict[str, Callable[[Path
 
     return {
         writers: {
-            OURS: ours,
+            OURS: ours("noindex"),
+            INDEXED: ours(),
             **{f"{TESSERA} {age}": tessera(age, receipts=False) for age in rival.AGES[writers]},
             RECEIPTS: tessera(rival.AGES[writers][0], receipts=True),
         }
@@ -64,15 +74,18 @@ def _engines(binary: Path, seconds: float) -> dict[int, dict[str, Callable[[Path
 def _folded(points: list[dict[str, Any]]) -> dict[str, Any]:
     """Fold the rounds. In each, Tessera counts with the setting that served it best there."""
     ours = [point[OURS] for point in points]
+    indexed = [point[INDEXED] for point in points]
     best = [_best(point) for point in points]
-    receipts = [point[RECEIPTS] for point in points]
+    receipts = [point[RECEIPTS] for point in points if RECEIPTS in point]
     syncs = [micros for point in points for micros in point["fdatasync_us"]]
     return {
         OURS: _medians(ours),
+        INDEXED: _medians(indexed),
         TESSERA: _medians(best),
         RECEIPTS: _medians(receipts),
         "ratio": _ratio(ours, best),
-        "ratio_receipts": _ratio(ours, receipts),
+        "ratio_indexed": _ratio(indexed, best),
+        "ratio_receipts": _ratio(ours[: len(receipts)], receipts),
         "fdatasync_us": {
             "p50": measure.percentile(syncs, 0.5),
             "p99": measure.percentile(syncs, 0.99),

@@ -1,11 +1,12 @@
 """The log's engine in a process of its own: durable appends with a receipt each.
 
-    python -m benchmarks.audit.engine FOLDER WRITERS SECONDS
+    python -m benchmarks.audit.engine FOLDER WRITERS SECONDS [noindex]
 
 Each writer has one entry on its way: it sends the next when it holds the receipt of the last. What
 arrived while a batch was made durable is the next batch, as in the service. An entry is sealed,
-hashed, committed with its event id, indexed, and comes back with its proof. The index is written
-within the measured time. Keys are in memory; everything else is what the service runs.
+hashed, committed with its event id, and comes back with its proof. Tiles are published and the
+index is written beside it, within the measured time; `noindex` leaves the index out, for the
+comparison with an engine that has none. Keys are in memory; all else is what the service runs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sealward.kit.logging import get_logger
 from sealward.kit.recorder import new_event_id
 from sealward.seal.context import EncryptionContext
 from sealward.seal.entries import OVERHEAD_BYTES
+from sealward.tlog.checkpoint import open_checkpoint
 from sealward.tlog.leaf import PREFIX_SIZE, SALT_SIZE, leaf_prefix
 from sealward.tlog.note import Ed25519Signer
 from sealward.tlog.receipt import format_receipt, open_receipt
@@ -32,6 +34,7 @@ from services.audit.entry import Candidate
 from services.audit.index import Row
 from services.audit.indexer import Indexer
 from services.audit.log import Log, Placed
+from services.audit.publisher import Publisher
 from services.audit.segments import Segments
 from services.audit.sqlite_index import SqliteIndex
 from services.audit.sqlite_store import SqliteStore
@@ -72,7 +75,7 @@ class Ring:
 class Engine:
     """One log in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, indexed: bool = True) -> None:
         self.signer, _ = Ed25519Signer.generate(ORIGIN)
         self.store = SqliteStore(folder / "log.db")
         self.index = SqliteIndex(folder / "index.db", ORIGIN)
@@ -81,13 +84,18 @@ class Engine:
             self.index, self.store, self.segments.open, lambda: self.log.head[0],
             get_logger("bench"),
         )  # fmt: skip
+        options: dict[str, Any] = {"on_rows": self.indexer.committed} if indexed else {}
         self.log = Log(
             self.store, self.segments, IndexKeys(Key().use), [self.signer],
-            on_rows=self.indexer.committed,
+            on_change=lambda _size, _checkpoint: self.publisher.changed(), **options,
         )  # fmt: skip
-        self.indexer.start()
+        self.publisher = Publisher(self.log, self.store, folder / "log", get_logger("bench"))
+        self.publisher.start()
+        if indexed:
+            self.indexer.start()
 
     def close(self) -> None:
+        self.publisher.stop(60)
         self.indexer.stop(60)
         self.index.close()
         self.store.close()
@@ -115,9 +123,9 @@ def candidates(size: int = _ENTRY_BYTES) -> Iterator[Candidate]:
         yield Candidate(leaf_prefix(event_id, bytes(32)), text, EventKey(event_id, event_id), row)
 
 
-def run(folder: Path, writers: int, seconds: float) -> dict[str, Any]:
+def run(folder: Path, writers: int, seconds: float, *, indexed: bool = True) -> dict[str, Any]:
     """Measure; return entries a second and the time from sending to receipt."""
-    engine = Engine(folder)
+    engine = Engine(folder, indexed=indexed)
     # Drawn ahead as far as that lasts, so that it is not counted as the log's work.
     made = candidates()
     ahead = list(itertools.islice(made, min(_AHEAD, int(writers * seconds * 3000))))
@@ -144,17 +152,26 @@ def run(folder: Path, writers: int, seconds: float) -> dict[str, Any]:
     for place, checkpoint in kept[:: max(1, len(kept) // _CHECKED)]:
         proof = format_receipt(place.index, place.path, place.leaf, bytes(SALT_SIZE), checkpoint)
         open_receipt(proof, [engine.signer.verifier])
-    engine.indexer.wait(engine.log.head[0], 60)
-    indexed = time.perf_counter() - begins
     engine.close()
+    published = open_checkpoint(
+        (folder / "log" / "checkpoint").read_bytes(), [engine.signer.verifier]
+    )
+    if published.size != engine.log.head[0]:
+        raise SystemExit("the log was not published")
     taken.sort()
     return {
         "per_second": len(taken) / elapsed,
-        "per_second_indexed": len(taken) / indexed,
         "p50_us": taken[len(taken) // 2] * 1e6,
         "p99_us": taken[int(len(taken) * 0.99)] * 1e6,
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
+    print(
+        json.dumps(
+            run(
+                Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]),
+                indexed="noindex" not in sys.argv[4:],
+            )
+        )
+    )  # fmt: skip

@@ -35,6 +35,7 @@ def test_the_engine_runs_beside_tessera(tmp_path: Path) -> None:
     for row in results["engine"].values():
         assert row["ours"]["per_second"] > 0
         assert row["ratio"] > 0
+        assert row["ratio_indexed"] > 0
     assert page(results).count(" writers, beside Tessera |") == 2
 
 
