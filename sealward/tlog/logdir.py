@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sealward.tlog.checkpoint import Checkpoint, open_signed_checkpoint
 from sealward.tlog.errors import CheckpointError, NoteError, SignatureError, TlogError
+from sealward.tlog.logchange import LogChange
 from sealward.tlog.logwalk import Finding, LogWalk, Progress, Reader
 from sealward.tlog.note import Verifier
 from sealward.tlog.tiles import CHECKPOINT_PATH
@@ -43,6 +44,8 @@ class LogReport:
     `signers` are `name+key id in hex`. `files` counts the files read, `entry_bytes` the bytes of
     all entries. `ahead` counts files of a newer tree than the checkpoint's (a log that is being
     written to has some), `unknown` names files that no log has; both need a listing of the files.
+    `after` entries were not read: they were verified before. `changes` are the entries in clear
+    among those read: keys that follow, the end of the log. `note` is the signed checkpoint as read.
     """
 
     origin: str
@@ -53,6 +56,14 @@ class LogReport:
     entry_bytes: int
     ahead: int
     unknown: tuple[str, ...]
+    after: int = 0
+    changes: tuple[LogChange, ...] = ()
+    note: bytes = b""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint up to which the log is verified now."""
+        return Checkpoint(self.origin, self.size, self.root)
 
 
 def verify_log(
@@ -63,6 +74,7 @@ def verify_log(
     origin: str | None = None,
     known: Sequence[Checkpoint] = (),
     files: Iterable[str] = (),
+    after: Checkpoint | None = None,
 ) -> LogReport:
     """Verify the log behind `read`; return the report or raise LogVerificationError.
 
@@ -71,9 +83,14 @@ def verify_log(
     must be a beginning of this log: that finds a log that was cut, or rewritten as a whole by
     someone with its key. `files` lists the paths that exist, in any order: partial tiles of earlier
     sizes among them are verified as well, and what belongs to no log is reported.
+
+    `after` is a checkpoint up to which all of it was verified before: then only what came later is
+    read, and that it continues what was there. What was changed since in older files shows in a
+    verification of the whole alone.
     """
     try:
-        checkpoint, note = open_signed_checkpoint(read(CHECKPOINT_PATH), vkeys, origin)
+        data = read(CHECKPOINT_PATH)
+        checkpoint, note = open_signed_checkpoint(data, vkeys, origin)
     except FileNotFoundError as error:
         raise LogVerificationError([Finding(CHECKPOINT_PATH, "is missing")]) from error
     except OSError as error:
@@ -85,7 +102,10 @@ def verify_log(
             else f"is malformed or of another log ({error})"
         )
         raise LogVerificationError([Finding(CHECKPOINT_PATH, message)]) from error
-    walk = LogWalk(read, checkpoint, known, files)
+    if after is not None and after.origin != checkpoint.origin:
+        message = f"is of another log than the one verified before, {after.origin}"
+        raise LogVerificationError([Finding(CHECKPOINT_PATH, message)])
+    walk = LogWalk(read, checkpoint, known, files, after)
     walk.run(progress)
     if walk.count:
         raise LogVerificationError(walk.findings, walk.count)
@@ -98,6 +118,9 @@ def verify_log(
         entry_bytes=walk.entry_bytes,
         ahead=sum(len(widths) for widths in walk.listed.values()),
         unknown=tuple(walk.unknown),
+        after=after.size if after is not None else 0,
+        changes=tuple(walk.changes),
+        note=data,
     )
 
 

@@ -4,6 +4,10 @@ Everything is derived from the entry bundles, upwards, in one pass and in consta
 stored tile disagrees with what lies below it, the tile above it (or, at the right edge, the signed
 root) says which of the two was changed, and the walk goes on with the right one. So a finding names
 the entry or the file that is bad, and not all that depends on it.
+
+A walk may go on after a checkpoint up to which the log was verified before. Then the hashes of that
+time's right edge are taken from the tiles and compared with its root, and only what came later is
+read.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,10 +16,11 @@ from hashlib import sha256
 from itertools import product
 
 from sealward.tlog.checkpoint import Checkpoint
-from sealward.tlog.errors import LeafError, TileError
+from sealward.tlog.errors import LeafError, ProofError, TileError
 from sealward.tlog.leaf import MIN_LEAF_SIZE, VERSION
-from sealward.tlog.logchange import parse_change_leaf
+from sealward.tlog.logchange import LogChange, parse_change_leaf
 from sealward.tlog.merkle import HASH_SIZE, complete_root, edge_root
+from sealward.tlog.tiledtree import TiledTree
 from sealward.tlog.tiles import (
     CHECKPOINT_PATH,
     COSIGNED_PATH,
@@ -66,7 +71,8 @@ class _BrokenOffError(Exception):
 class LogWalk:
     """Walks a log once; `findings`, `count` and the other counters are the result.
 
-    `known` are checkpoints seen earlier, `files` the paths that exist (may be empty); see `logdir`.
+    `known` are checkpoints seen earlier, `files` the paths that exist (may be empty), `after` the
+    one to go on from; see `logdir`. `changes` are the entries in clear that were met.
     """
 
     def __init__(
@@ -75,11 +81,16 @@ class LogWalk:
         checkpoint: Checkpoint,
         known: Sequence[Checkpoint] = (),
         files: Iterable[str] = (),
+        after: Checkpoint | None = None,
     ) -> None:
         self._read = read
         self._checkpoint = checkpoint
         self._size = checkpoint.size
         self._known = [k for k in known if k.origin == checkpoint.origin]
+        self._after = after if after is not None and after.size else None
+        self._since = self._after.size if self._after is not None else 0
+        if self._after is not None:
+            self._known.append(self._after)
         # Per tile level, the hashes since the last full tile: the right edge so far.
         self._edge: list[bytes] = [b""]
         self._doubts: list[_Doubt] = []
@@ -89,6 +100,7 @@ class LogWalk:
         self.files = 0
         self.entry_bytes = 0
         self.unknown: list[str] = []
+        self.changes: list[LogChange] = []
         self.listed: dict[tuple[int | None, int], set[int]] = {}
         for path in files:
             self._list(path)
@@ -99,7 +111,8 @@ class LogWalk:
             if known.size > self._size:
                 self._add(Finding(CHECKPOINT_PATH, f"is older than a known one of {known.size}"))
         try:
-            for index in range(-(-self._size // TILE_WIDTH)):
+            begin = self._resume(self._after) if self._after is not None else 0
+            for index in range(begin, -(-self._size // TILE_WIDTH)):
                 width = min(TILE_WIDTH, self._size - index * TILE_WIDTH)
                 self._bundle(Tile(None, index, width))
                 if progress is not None:
@@ -113,6 +126,64 @@ class LogWalk:
                 self._edge[level] = self._settle(tile, derived, self._stored(tile))
         self._check_root()
 
+    def _resume(self, after: Checkpoint) -> int:
+        """Take the right edge of what was verified from the tiles; return the bundle to go on with.
+
+        The edge is compared with the root of that time here, or with the first bundle where that
+        holds entries of both times.
+        """
+        if after.size > self._size:
+            raise _BrokenOffError
+        self._check_earlier(after)
+        level = 1
+        while have := after.size >> TILE_HEIGHT * level:
+            self._edge.append(self._beginning(level, have // TILE_WIDTH, have % TILE_WIDTH))
+            level += 1
+        if after.size % TILE_WIDTH == 0 and edge_root(self._edge, TILE_HEIGHT) != after.root:
+            self._differs(after)
+            raise _BrokenOffError
+        return after.size // TILE_WIDTH
+
+    def _check_earlier(self, after: Checkpoint) -> None:
+        """Compare known checkpoints that are older than what was verified."""
+        earlier = [known for known in self._known if known.size < after.size]
+        if not earlier:
+            return
+        full, rest = divmod(after.size, TILE_WIDTH)
+        roots = b"".join(
+            self._beginning(1, index, min(TILE_WIDTH, full - index * TILE_WIDTH))
+            for index in range(-(-full // TILE_WIDTH))
+        )
+        tree = TiledTree.restored(
+            lambda number: self._stored(Tile(0, number)) or b"",
+            roots,
+            self._beginning(0, full, rest),
+        )
+        try:
+            wrong = [known for known in earlier if tree.root(known.size) != known.root]
+        except ProofError:
+            wrong = [after]
+        if tree.root() != after.root:
+            wrong = [after]
+        for known in wrong:
+            self._differs(known)
+        if wrong:
+            raise _BrokenOffError
+
+    def _beginning(self, level: int, index: int, width: int) -> bytes:
+        """Return the first hashes of a tile, as it is at the size of now."""
+        if not width:
+            return b""
+        now = min(TILE_WIDTH, self._nodes(level) - index * TILE_WIDTH)
+        stored = self._stored(Tile(level, index, now))
+        if stored is None:
+            raise _BrokenOffError
+        return stored[: width * HASH_SIZE]
+
+    def _differs(self, known: Checkpoint) -> None:
+        message = f"is not of the same log as a known one of {known.size}"
+        self._add(Finding(CHECKPOINT_PATH, message))
+
     def _bundle(self, bundle: Tile) -> None:
         """Hash a bundle, compare its tile, and carry the hashes upwards."""
         tile = Tile(0, bundle.index, bundle.width)
@@ -123,9 +194,10 @@ class LogWalk:
                 raise _BrokenOffError
             self._push(tile, stored)
             return
-        hashes, odd, end = _hash_entries(data, bundle.width)
-        derived = b"".join(hashes)
         first = bundle.index * TILE_WIDTH
+        hashes, odd, changes, end = _hash_entries(data, bundle.width)
+        self.changes += [change for at, change in changes if first + at >= self._since]
+        derived = b"".join(hashes)
         if len(hashes) < bundle.width:
             at = len(hashes) if stored is None else _first_difference(derived, stored)
             self._add(Finding(bundle.path, "does not end where its length says", first + at))
@@ -214,8 +286,7 @@ class LogWalk:
             if first < known.size <= first + bundle.width:
                 edge = [hashes[: (known.size - first) * HASH_SIZE], *self._edge[1:]]
                 if edge_root(edge, TILE_HEIGHT) != known.root:
-                    message = f"is not of the same log as a known one of {known.size}"
-                    self._add(Finding(CHECKPOINT_PATH, message))
+                    self._differs(known)
 
     def _check_listed(self, tile: Tile, content: bytes) -> None:
         """Compare other partial files of a tile or bundle: each is a beginning of its content."""
@@ -308,13 +379,17 @@ def _blame(tile: Tile, derived: bytes, stored: bytes) -> tuple[Finding, Finding]
     return tile_is_bad, Finding(bundle.path, f"does not match its hash in {tile.path}", node)
 
 
-def _hash_entries(data: bytes, width: int) -> tuple[list[bytes], list[int], int]:
-    """Return the leaf hashes of a bundle, the positions without leaf layout, and where it ended.
+def _hash_entries(
+    data: bytes, width: int
+) -> tuple[list[bytes], list[int], list[tuple[int, LogChange]], int]:
+    """Return the leaf hashes of a bundle, what is odd in it, and where it ended.
 
-    Fewer hashes than `width` mean that the bundle ends within an entry.
+    Odd are positions without leaf layout, and entries in clear with their positions. Fewer hashes
+    than `width` mean that the bundle ends within an entry.
     """
     hashes: list[bytes] = []
     odd: list[int] = []
+    changes: list[tuple[int, LogChange]] = []
     at, size = 0, len(data)
     for position in range(width):
         begin = at + 2
@@ -323,22 +398,23 @@ def _hash_entries(data: bytes, width: int) -> tuple[list[bytes], list[int], int]
         end = begin + (data[at] << 8 | data[at + 1])
         if end > size:
             break
-        if (end - begin < MIN_LEAF_SIZE or data[begin] != VERSION) and not _is_change(
-            data[begin:end]
-        ):
-            odd.append(position)
+        if end - begin < MIN_LEAF_SIZE or data[begin] != VERSION:
+            change = _change_of(data[begin:end])
+            if change is None:
+                odd.append(position)
+            else:
+                changes.append((position, change))
         hashes.append(sha256(b"\x00" + data[begin:end]).digest())
         at = end
-    return hashes, odd, at
+    return hashes, odd, changes, at
 
 
-def _is_change(entry: bytes) -> bool:
-    """Return whether an entry is one in clear that changes the log."""
+def _change_of(entry: bytes) -> LogChange | None:
+    """Return what an entry in clear changes of the log; None for any other."""
     try:
-        parse_change_leaf(entry)
+        return parse_change_leaf(entry)[1]
     except LeafError:
-        return False
-    return True
+        return None
 
 
 def _bundle_end(data: bytes, width: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,9 @@ from typing import Annotated
 import typer
 
 from sealward.cli.audit.common import PolicyFile, read_policy, read_vkeys
+from sealward.cli.errors import usage
 from sealward.cli.options import DEFAULT, Dir, Json
-from sealward.cli.output import emit
+from sealward.cli.output import emit, line
 from sealward.cli.suite import Suite
 
 
@@ -32,15 +34,27 @@ def verify(
         ),
     ] = None,
     policy: PolicyFile = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="FILE",
+            help="Go on after the checkpoint in this file; keep the new one there.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is published from now on.")
+    ] = False,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Verify the log, or one receipt, with the public key alone. Works offline.
 
     With --policy it must also be cosigned as the policy says; its log keys count beside those of
-    --vkey. Exit 1 names the first bad entry.
+    --vkey. With --state only what came since is read, and that it continues what was there: verify
+    all of it now and then, too. Exit 1 names the first bad entry.
     """
-    from sealward.cli.audit.verifying import verify_log_command, verify_receipt_command
+    from sealward.cli.audit.verifying import Verification, verify_receipt_command
 
     suite = Suite.at(directory)
     asked = read_policy(policy) if policy is not None else None
@@ -49,9 +63,16 @@ def verify(
     else:
         vkeys = read_vkeys(vkey or suite.vkey_file)
     if receipt is not None:
+        if state is not None or follow:
+            raise usage("a receipt is verified by itself", "leave --state and --follow out")
         result, text = verify_receipt_command(receipt, vkeys, asked)
-    else:
-        result, text = verify_log_command(
-            log or suite.log_dir, vkeys, checkpoint or [], asked, progress=sys.stderr.isatty()
-        )
-    emit(result, as_json=as_json, text=text)
+        emit(result, as_json=as_json, text=text)
+        return
+    verification = Verification(
+        log or suite.log_dir, vkeys, checkpoint or [], asked, state, progress=sys.stderr.isatty()
+    )
+    for result, text in verification.follow() if follow else [verification.once()]:
+        if follow and as_json:
+            line(json.dumps(result))
+        else:
+            emit(result, as_json=as_json, text=text)

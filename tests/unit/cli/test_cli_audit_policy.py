@@ -95,6 +95,18 @@ def test_a_log_that_does_not_continue_what_was_cosigned(place: Place) -> None:
     assert "older than a known one of 301" in found["message"]
 
 
+def test_another_log_is_cosigned(place: Place) -> None:
+    other = Checkpoint("other.example/log", 270, TREE.root(270))
+    key = signer(5, other.origin)
+    note = sign_note(other.marshal(), [key, *BOTH])
+    place.put("checkpoint.cosigned", note)
+    lines = (f"log {signer().vkey}", f"log {key.vkey}", *WITNESSES, "group both all a b")
+    place.policy.write_bytes(policy_text("both", *lines))
+    code, found = place.under_policy(vkey=False)
+    assert code == 1
+    assert "another log, other.example/log" in found["message"]
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "checkpoint.cosigned"])
 def test_too_few_cosignatures(place: Place, name: str) -> None:
     place.put(name, cosigned(300, BOTH[0]))

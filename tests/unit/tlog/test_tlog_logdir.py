@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
+from sealward.tlog.logchange import LogKey, change_leaf
 from sealward.tlog.logdir import LogReport, LogVerificationError, verify_directory, verify_log
 from sealward.tlog.merkle import leaf_hash
 from sealward.tlog.tiles import encode_bundle, entries_path, tile_path
@@ -319,3 +320,109 @@ def test_two_files_changed_at_the_edge_are_each_told_apart() -> None:
     assert {finding.path for finding in refused(files | mixed).findings} == {bundle, above}
     changed = files | mixed | {"tile/0/002.p/88": flip(files[edge], 5)}
     assert refused(changed).count >= 2
+
+
+def going_on(
+    files: Files, after: Checkpoint, known: tuple[Checkpoint, ...] = ()
+) -> tuple[LogReport, set[str]]:
+    """Verify what came after a checkpoint; return the report and the files that were read."""
+    seen: set[str] = set()
+    read = reader(files)
+
+    def watched(path: str) -> bytes:
+        seen.add(path)
+        return read(path)
+
+    return verify_log(watched, [signer().verifier], known=known, after=after), seen
+
+
+def at(leaves: list[bytes], size: int) -> Checkpoint:
+    return Checkpoint(ORIGIN, size, tree_of(leaves).root(size))
+
+
+SIZES = [0, 1, 2, 255, 256, 257, 300, 512, 600, 65_535, 65_536, 65_800]
+
+
+@pytest.mark.parametrize("new", SIZES)
+def test_what_came_later_verifies_from_any_size(new: int) -> None:
+    leaves = entries(new)
+    files = log_files(leaves)
+    tree = tree_of(leaves)
+    for old in [size for size in SIZES if size <= new]:
+        after = Checkpoint(ORIGIN, old, tree.root(old))
+        report, read = going_on(files, after)
+        assert (report.size, report.root, report.after) == (new, tree.root(), old)
+        assert report.checkpoint == Checkpoint(ORIGIN, new, tree.root())
+        bundles = {path for path in read if "entries" in path}
+        first = old // 256
+        assert len(bundles) == max(0, -(-new // 256) - first)
+        assert report.entry_bytes == sum(map(len, leaves[first * 256 :]))
+
+
+@pytest.mark.parametrize("old", [1, 255, 256, 300, 511, 512, 599])
+def test_a_fork_after_what_was_verified_is_found(old: int) -> None:
+    leaves = entries(600)
+    forged = [*leaves[: old - 1], entry(10_000), *leaves[old:]]
+    for files, after in (
+        (log_files(forged), at(leaves, old)),
+        (log_files(leaves), at(forged, old)),
+    ):
+        with pytest.raises(
+            LogVerificationError, match=f"not of the same log as a known one of {old}"
+        ):
+            going_on(files, after)
+    with pytest.raises(LogVerificationError, match="older than a known one"):
+        going_on(log_files(leaves[: old - 1]), at(leaves, old))
+    with pytest.raises(LogVerificationError, match="another log"):
+        going_on(log_files(leaves), Checkpoint("another/log", old, bytes(32)))
+
+
+@pytest.mark.parametrize("old", [1, 256, 300, 512, 800])
+def test_every_change_of_what_came_later_is_found(old: int) -> None:
+    size = 900
+    leaves = entries(size)
+    files = log_files(leaves)
+    after = at(leaves, old)
+    _, read = going_on(files, after)
+    for path in sorted(read):
+        content = files[path]
+        step = 8 * len(content) // 25 - 1
+        for bit in range(0, len(content) * 8, step):
+            with pytest.raises(LogVerificationError):
+                going_on(files | {path: flip(content, bit)}, after)
+        with pytest.raises(LogVerificationError):
+            going_on({p: c for p, c in files.items() if p != path}, after)
+    # An entry is still named.
+    changed = [*leaves[:850], entry(10_000), *leaves[851:]]
+    path = entries_path(3, size - 768)
+    with pytest.raises(LogVerificationError) as caught:
+        going_on(files | {path: encode_bundle(changed[768:])}, after)
+    assert (caught.value.findings[0].path, caught.value.findings[0].entry) == (path, 850)
+
+
+@pytest.mark.parametrize("size", [1, 150, 256, 257, 299, 300, 400, 600])
+def test_checkpoints_older_than_what_was_verified_count_too(size: int) -> None:
+    leaves = entries(600)
+    files, after = log_files(leaves), at(leaves, 300)
+    going_on(files, after, (at(leaves, size),))
+    forged = [*leaves[: size - 1], entry(10_000), *leaves[size:]]
+    with pytest.raises(LogVerificationError, match=f"not of the same log as a known one of {size}"):
+        going_on(files, after, (at(forged, size),))
+
+
+def test_tiles_that_were_changed_do_not_vouch_for_an_older_checkpoint() -> None:
+    leaves = entries(600)
+    forged = [*leaves[:99], entry(10_000), *leaves[100:]]
+    files, after = log_files(leaves), at(leaves, 300)
+    lie = files | {tile_path(0, 0): log_files(forged)[tile_path(0, 0)]}
+    with pytest.raises(LogVerificationError, match="not of the same log as a known one of 300"):
+        going_on(lie, after, (at(forged, 100),))
+
+
+def test_changes_of_the_log_are_reported_where_they_are_met() -> None:
+    change = LogKey(ORIGIN, signer(1).vkey, signer(2).vkey)
+    leaves = [*entries(299), change_leaf(bytes(16), change), *entries(5)]
+    files = log_files(leaves)
+    assert verify(files).changes == (change,)
+    assert going_on(files, at(leaves, 299))[0].changes == (change,)
+    assert going_on(files, at(leaves, 300))[0].changes == ()
