@@ -1,4 +1,4 @@
-"""`sealward keys backup|restore|drill`: the embedded keystore, kept elsewhere and brought back."""
+"""`sealward keys backup|restore|drill|unlock-with`: the embedded keystore kept and brought back."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import typer
 from sealward.cli.errors import CliError, Exit, unavailable, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit
+from sealward.cli.processes import PKCS11_MODULE, services_roots
 from sealward.cli.suite import Suite, write_private
 
 Recovery = Annotated[
@@ -130,6 +131,47 @@ def drill(
     )
 
 
+def unlock_with(
+    pkcs11: Annotated[
+        bool,
+        typer.Option("--pkcs11", help="The token of SEALWARD_KEYS_PKCS11_MODULE, _TOKEN, _KEY."),
+    ] = False,
+    unlock_file: Annotated[
+        Path | None,
+        typer.Option("--unlock-file", metavar="FILE", help="An age identity or a passphrase."),
+    ] = None,
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Seal the root key of a suite that does not run in another way; the old way opens it no more.
+
+    Backups from before open in the old way still.
+    """
+    suite = Suite.at(directory)
+    if pkcs11 is (unlock_file is not None):
+        raise usage("name one way", "--pkcs11, or --unlock-file FILE")
+    if suite.supervisor_pid() is not None:
+        raise unavailable(f"the suite in {suite.root} is running", "sealward down")
+    keystore = suite.root / "keys" / "keystore"
+    by_secret, by_token = ((keystore / name).exists() for name in ("root.age", "root.jwe"))
+    argv = [] if unlock_file is None else ["--new", str(unlock_file.absolute())]
+    # Both are there where a change was cut off: it is finished.
+    if by_secret and (pkcs11 or not by_token):
+        argv += ["--old", os.environ.get("SEALWARD_KEYS_UNLOCK_FILE") or str(suite.unlock_file)]
+    done = _checked(*_start(suite, "unlock-with", argv, secret=False))
+    start = (
+        "start it with SEALWARD_KEYS_PKCS11_MODULE, _TOKEN, _KEY and _PIN_FILE"
+        if pkcs11
+        else f"start it with SEALWARD_KEYS_UNLOCK_FILE={unlock_file}, and no PKCS#11 settings"
+    )
+    emit(
+        done,
+        as_json=as_json,
+        text=f"{keystore / done['unlocked_by']} unlocks deployment {done['deployment']}\n  {start}"
+        "\n  backups from before open in the old way still",
+    )
+
+
 def state(channel: Any, seconds: float) -> dict[str, Any]:
     """Ask the keys service for the last backup and drill; empty where the keys are in Vault."""
     import grpc
@@ -238,7 +280,8 @@ def _record(suite: Suite, done: dict[str, Any]) -> bool:
 
 
 def _have_unlock_secret(suite: Suite, *, made: bool) -> None:
-    if os.environ.get("SEALWARD_KEYS_UNLOCK_FILE") or suite.unlock_file.exists():
+    elsewhere = os.environ.get("SEALWARD_KEYS_UNLOCK_FILE") or os.environ.get(PKCS11_MODULE)
+    if elsewhere or suite.unlock_file.exists():
         return
     if not made:
         raise usage(
@@ -251,7 +294,10 @@ def _have_unlock_secret(suite: Suite, *, made: bool) -> None:
 
 
 def _tool(suite: Suite, verb: str, file: Path, recovery: Path | None, *more: str) -> dict[str, Any]:
-    answer, code = _run(suite, verb, file, recovery, *more)
+    return _checked(*_run(suite, verb, file, recovery, *more))
+
+
+def _checked(answer: dict[str, Any], code: int) -> dict[str, Any]:
     if code == Exit.OK:
         return answer
     problem = str(answer["error"])
@@ -263,22 +309,29 @@ def _tool(suite: Suite, verb: str, file: Path, recovery: Path | None, *more: str
 def _run(
     suite: Suite, verb: str, file: Path, recovery: Path | None, *more: str
 ) -> tuple[dict[str, Any], int]:
-    """Run services.keys.recovery with the settings that the keys service would have."""
-    from sealward.cli.processes import services_roots
-
-    given = {
-        "SEALWARD_KEYS_DATA_DIR": str(suite.root / "keys"),
-        "SEALWARD_KEYS_ENROLL_DIR": str(suite.enroll_dir),
-        "SEALWARD_KEYS_UNLOCK_FILE": os.environ.get("SEALWARD_KEYS_UNLOCK_FILE")
-        or str(suite.unlock_file),
-    }
-    roots = [*services_roots(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     argv = ["--from", str(file.absolute()), *more]
     if recovery is not None:
         argv += ["--recovery-identity", str(recovery.absolute())]
+    return _start(suite, verb, argv, secret=not os.environ.get(PKCS11_MODULE))
+
+
+def _start(suite: Suite, verb: str, argv: list[str], *, secret: bool) -> tuple[dict[str, Any], int]:
+    """Run services.keys.recovery with the settings that the keys service would have.
+
+    `secret`: the keystore is unlocked by a secret; its file is named.
+    """
+    environ = dict(os.environ)
+    file = environ.pop("SEALWARD_KEYS_UNLOCK_FILE", "") or str(suite.unlock_file)
+    given = {
+        "SEALWARD_KEYS_DATA_DIR": str(suite.root / "keys"),
+        "SEALWARD_KEYS_ENROLL_DIR": str(suite.enroll_dir),
+    }
+    if secret:
+        given["SEALWARD_KEYS_UNLOCK_FILE"] = file
+    roots = [*services_roots(), *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "services.keys.recovery", verb, *argv],
-        env={**os.environ, **given, "PYTHONPATH": os.pathsep.join(roots)},
+        env={**environ, **given, "PYTHONPATH": os.pathsep.join(roots)},
         stdout=subprocess.PIPE,
         check=False,
     )

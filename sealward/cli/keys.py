@@ -50,6 +50,7 @@ app.command()(keyrotation.rewrap)
 app.command()(keybackup.backup)
 app.command()(keybackup.restore)
 app.command()(keybackup.drill)
+app.command("unlock-with")(keybackup.unlock_with)
 
 
 @app.command()

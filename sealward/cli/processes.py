@@ -19,6 +19,8 @@ from sealward.cli.provider import uses_vault, vault_environ
 from sealward.cli.suite import SERVICES, Suite
 
 VALKEY = "valkey"
+PKCS11_MODULE = "SEALWARD_KEYS_PKCS11_MODULE"
+"""The setting that has a token unlock the keystore, and no secret."""
 
 # A service inherits these and its own settings, nothing else: a token that happens to stand in the
 # operator's environment is no business of a service.
@@ -28,7 +30,11 @@ _INHERITED = (
 )  # fmt: skip
 _INHERITED_PREFIXES = ("LC_", "GRPC_", "OTEL_")
 # Never VAULT_TOKEN: the keys service logs in by itself.
-_OWN = {"keys": ("VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_SKIP_VERIFY")}
+_OWN = {
+    "keys": (
+        "VAULT_ADDR", "VAULT_NAMESPACE", "VAULT_CACERT", "VAULT_SKIP_VERIFY", "SOFTHSM2_CONF",
+    )
+}  # fmt: skip
 
 # sun_path of a unix socket, with its closing zero byte, is 108 bytes on Linux.
 _LONGEST_SOCKET = 107
@@ -69,7 +75,7 @@ def service_environ(
     if name == "keys":
         del ours["KEYS_ADDRESS"]
         ours |= vault_environ(suite)
-        if not uses_vault(suite, environ):
+        if not (uses_vault(suite, environ) or environ.get(PKCS11_MODULE)):
             ours["UNLOCK_FILE"] = str(suite.unlock_file)
     if environ.get("SEALWARD_TRUST_DOMAIN"):
         ours["TRUST_DOMAIN"] = environ["SEALWARD_TRUST_DOMAIN"]

@@ -19,7 +19,7 @@ from sealward.cli.bootstrap import FIRST_ADMIN, first_admin, make_unlock_secret
 from sealward.cli.errors import CliError, Exit, unavailable, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line
-from sealward.cli.processes import services_roots, valkey_binary
+from sealward.cli.processes import PKCS11_MODULE, services_roots, valkey_binary
 from sealward.cli.provider import VaultChoice, choose, uses_vault
 from sealward.cli.readiness import Readiness
 from sealward.cli.suite import SERVICES, Suite, port_is_free
@@ -229,7 +229,8 @@ def prepare(suite: Suite, vault: VaultChoice | None = None) -> None:
         valkey_binary()
     suite.create(environ)
     choose(suite, vault or VaultChoice(), environ)
-    if not (environ.get("SEALWARD_KEYS_UNLOCK_FILE") or uses_vault(suite, environ)):
+    elsewhere = environ.get("SEALWARD_KEYS_UNLOCK_FILE") or environ.get(PKCS11_MODULE)
+    if not (elsewhere or uses_vault(suite, environ)):
         make_unlock_secret(suite)
     for name, places in suite.endpoints().items():
         for kind in ("address", "metrics"):

@@ -18,6 +18,8 @@ _IDENTITY = "AGE-SECRET-KEY-1"
 class UnlockSecret:
     """What opens the root key. Its text never shows in repr, errors or logs."""
 
+    file_name = "root.age"
+
     def __init__(self, text: str) -> None:
         """Take the content of a secret file: an age identity file, or one line of passphrase.
 

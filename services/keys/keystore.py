@@ -1,6 +1,7 @@
 """The embedded keystore: two files in one folder.
 
-    keystore/root.age         the root key, sealed to the unlock secret (age)
+    keystore/root.age         the root key, sealed to the unlock secret (age); or
+    keystore/root.jwe         the root key, sealed to a key in a PKCS#11 token (JWE)
     keystore/keystore.sealed  all the rest, sealed under the root key (AWS Encryption SDK message)
 
 All key-encryption keys and the certificate authority stand in the one sealed file, so a missing or
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
@@ -34,14 +35,13 @@ from sealward.seal.context import EncryptionContext
 from sealward.seal.damage import find_age_damage, find_damage
 from sealward.seal.errors import SealBrokenError, UnlockError
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
-from sealward.seal.rootkey import UnlockSecret
 from sealward.seal.secret import Secret
 from services.keys.files import LARGEST_BYTES, read_private, sync_folder, write_durable
 
 SCHEMA = "sealward/keystore/v1"
 ROOT_FILE = "root.age"
+HSM_ROOT_FILE = "root.jwe"
 SEALED_FILE = "keystore.sealed"
-_FILES = (ROOT_FILE, SEALED_FILE)
 # What the age library says when a passphrase would take far longer than when it was set.
 BUSY = "Excessive work"
 # A tenant has a handful of purposes; beyond this somebody is making up names.
@@ -51,6 +51,26 @@ GENERATION_FILE = "keystore.generation"
 RESTORE = "sealward keys restore --from BACKUP --dir DIR"
 """What to do about a keystore that is lost, as it is told to the operator."""
 _UNFINISHED = ".keystore.new"
+_UNLOCKED_BY = {
+    ROOT_FILE: "is unlocked by a secret (root.age), and the settings name a PKCS#11 token: "
+    "sealward keys unlock-with --pkcs11",
+    HSM_ROOT_FILE: "is unlocked by a PKCS#11 token (root.jwe): set SEALWARD_KEYS_PKCS11_MODULE, "
+    "_TOKEN, _KEY and _PIN_FILE",
+}
+
+
+class Unlock(Protocol):
+    """Seals and opens the root key (UnlockSecret, services.keys.hsm.Hsm)."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that holds the root key sealed in this way."""
+
+    def seal(self, root: bytes) -> bytes:
+        """Return the content of that file."""
+
+    def open(self, sealed: bytes) -> bytes:
+        """Return the root key; raise UnlockError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +109,16 @@ class Content:
 class Keystore:
     """An open keystore. Thread-safe; one process at a time."""
 
-    def __init__(self, folder: Path, root: bytes, content: Content, lock: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        root: bytes,
+        content: Content,
+        lock: int,
+        root_file: str = ROOT_FILE,
+    ) -> None:
         self._folder = folder
+        self._files = (root_file, SEALED_FILE)
         self._root = Secret(root)
         self._sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
         self._content = content
@@ -156,7 +184,7 @@ class Keystore:
         """
         with self._lock:
             try:
-                files = {name: (self._folder / name).read_bytes() for name in _FILES}
+                files = {name: (self._folder / name).read_bytes() for name in self._files}
             except OSError:
                 raise SealwardError(
                     Reason.KEYSTORE_UNAVAILABLE, "the keystore cannot be read", retry_after=1.0
@@ -191,7 +219,7 @@ class Keystore:
 
 def open_or_create(
     data_dir: Path,
-    unlock: Callable[[bool], UnlockSecret],
+    unlock: Callable[[bool], Unlock],
     initial: Callable[[str], Content],
 ) -> tuple[Keystore, bool]:
     """Open the keystore below `data_dir`, or create it on the first start.
@@ -208,6 +236,11 @@ def open_or_create(
         if created and newest:
             raise StartupError(f"the keystore {folder} is gone; {RESTORE} brings it back")
         secret = unlock(created)
+        if all((folder / name).exists() for name in (ROOT_FILE, HSM_ROOT_FILE)):
+            raise StartupError(
+                f"{folder} is unlocked in two ways: a change was cut off. Finish it: sealward keys"
+                " unlock-with"
+            )
         if created:
             _create(folder, secret, initial)
         root, content = open_folder(folder, secret)
@@ -223,7 +256,7 @@ def open_or_create(
     except BaseException:
         os.close(lock)
         raise
-    return Keystore(folder, root, content, lock), created
+    return Keystore(folder, root, content, lock, secret.file_name), created
 
 
 def lock_keystore(data_dir: Path) -> int:
@@ -270,14 +303,15 @@ def _discard_unfinished(data_dir: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _create(folder: Path, secret: UnlockSecret, initial: Callable[[str], Content]) -> None:
+def _create(folder: Path, secret: Unlock, initial: Callable[[str], Content]) -> None:
     content = initial(secrets.token_hex(4))
     root = secrets.token_bytes(KEY_BYTES)
     unfinished = folder.with_name(_UNFINISHED)
     try:
         unfinished.mkdir(mode=0o700)
         write_durable(
-            unfinished / ROOT_FILE, secret.seal(format_head(Secret(root), content.deployment))
+            unfinished / secret.file_name,
+            secret.seal(format_head(Secret(root), content.deployment)),
         )
         sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
         write_durable(unfinished / SEALED_FILE, _seal(sealer, content))
@@ -287,45 +321,62 @@ def _create(folder: Path, secret: UnlockSecret, initial: Callable[[str], Content
         raise StartupError(f"the keystore {folder} cannot be written") from None
 
 
-def open_folder(folder: Path, secret: UnlockSecret) -> tuple[bytes, Content]:
+def open_folder(folder: Path, secret: Unlock) -> tuple[bytes, Content]:
     """Open the two files and return the root key and the content; raise StartupError."""
     sealed = {}
-    for name in _FILES:
+    root_file = secret.file_name
+    for name in (root_file, SEALED_FILE):
         try:
             sealed[name] = read_private(folder / name)
         except FileNotFoundError:
+            other = HSM_ROOT_FILE if name == ROOT_FILE else ROOT_FILE
+            if name == root_file and (folder / other).exists():
+                raise StartupError(f"{folder} {_UNLOCKED_BY[other]}") from None
             raise StartupError(
                 f"the keystore {folder} is damaged: {name} is missing; {RESTORE}"
             ) from None
-    try:
-        root, deployment = parse_head(secret.open(sealed[ROOT_FILE]))
-        sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
-    except UnlockError as error:
-        if error.said.startswith(BUSY):
-            raise StartupError(
-                f"{folder / ROOT_FILE} is not opened: this machine is too busy for a passphrase"
-                " now (scrypt); start again"
-            ) from None
-        damage = find_age_damage(sealed[ROOT_FILE], error.said)
-        if damage is not None:
-            raise StartupError(f"{folder / ROOT_FILE} is damaged: {damage}; {RESTORE}") from None
-        raise StartupError(
-            f"{folder / ROOT_FILE} does not open: wrong unlock secret, or its header is damaged;"
-            f" if the secret is right, {RESTORE}"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise StartupError(f"{folder / ROOT_FILE} is not a root key of this version") from None
+    root, deployment = _open_root(folder / root_file, secret, sealed[root_file])
     try:
         content = open_content(root, deployment, sealed[SEALED_FILE])
     except SealBrokenError:
+        sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
         damage = find_damage(sealer, _context(deployment), sealed[SEALED_FILE])
         raise StartupError(
-            f"{folder / SEALED_FILE} is damaged, or does not belong to {ROOT_FILE}: {damage};"
+            f"{folder / SEALED_FILE} is damaged, or does not belong to {root_file}: {damage};"
             f" {RESTORE}"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise StartupError(f"{folder / SEALED_FILE} is not a keystore of this version") from None
     return root, content
+
+
+def _open_root(path: Path, secret: Unlock, sealed: bytes) -> tuple[bytes, str]:
+    """Open the root key's file and return root key and deployment; raise StartupError."""
+    try:
+        root, deployment = parse_head(secret.open(sealed))
+        if len(root) != KEY_BYTES:
+            raise ValueError("another length")
+    except UnlockError as error:
+        if error.said.startswith(BUSY):
+            raise StartupError(
+                f"{path} is not opened: this machine is too busy for a passphrase now (scrypt);"
+                " start again"
+            ) from None
+        if path.name == HSM_ROOT_FILE:
+            raise StartupError(
+                f"{path} does not open: the key in the token is another one, or the file is"
+                f" damaged; if the token is right, {RESTORE}"
+            ) from None
+        damage = find_age_damage(sealed, error.said)
+        if damage is not None:
+            raise StartupError(f"{path} is damaged: {damage}; {RESTORE}") from None
+        raise StartupError(
+            f"{path} does not open: wrong unlock secret, or its header is damaged;"
+            f" if the secret is right, {RESTORE}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise StartupError(f"{path} is not a root key of this version") from None
+    return root, deployment
 
 
 def open_content(root: bytes, deployment: str, sealed: bytes) -> Content:

@@ -29,7 +29,7 @@ from services.keys.keystore import Content, Keystore, open_or_create
 from services.keys.providers.base import BranchKeys, CertificateAuthority, Condition
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.settings import KeysSettings
-from services.keys.unlock import unlock_source
+from services.keys.unlock import unlock_of
 
 if TYPE_CHECKING:
     from services.keys.providers.vault.session import VaultSession
@@ -85,7 +85,7 @@ def open_provider(ctx: ServiceContext[KeysSettings]) -> Provider:
 def _open_embedded(settings: KeysSettings) -> Provider:
     keystore, created = open_or_create(
         settings.data_dir,
-        unlock_source(settings.unlock_file),
+        unlock_of(settings),
         lambda deployment: Content(
             deployment=deployment,
             trust_domain=settings.trust_domain,

@@ -1,8 +1,8 @@
 """`python -m services.keys.recovery`: what is done to a keystore while the service does not run.
 
-Started by `sealward keys restore|drill`, with the environment of the keys service. Prints one JSON
-object; exit status 0, 1 where the backup is refused, 3 where the folder is in use or the unlock
-secret is not to be had.
+Started by `sealward keys restore|drill|unlock-with`, with the environment of the keys service.
+Prints one JSON object; exit status 0, 1 where the backup is refused, 3 where the folder is in use
+or the unlock secret is not to be had.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from sealward.kit.settings import load
 from sealward.kit.spool import Spool
 from sealward.seal.rootkey import UnlockSecret
 from services.keys import restore as restoring
+from services.keys.keystore import Unlock
 from services.keys.restore import Opened, RestoreError
 from services.keys.settings import KeysSettings
-from services.keys.unlock import unlock_from_file, unlock_source
+from services.keys.unlock import unlock_from_file, unlock_of
 
 _REFUSED, _UNAVAILABLE = 1, 3
 
@@ -38,13 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb.add_argument("--from", dest="file", type=Path, required=True)
         verb.add_argument("--recovery-identity", type=Path)
         verb.add_argument("--force", action="store_true")
+    change = verbs.add_parser("unlock-with")
+    change.add_argument("--old", type=Path, help="unlock file; none = the token of the settings")
+    change.add_argument("--new", type=Path, help="unlock file; none = the token of the settings")
     arguments = parser.parse_args(argv)
     try:
         harden()
         settings = load(KeysSettings, "keys")
         if settings.provider != "embedded":
             raise RestoreError("the keys are in Vault: see docs/runbooks/keys-backup.md")
-        do = _restore if arguments.verb == "restore" else _drill
+        do = {"restore": _restore, "drill": _drill, "unlock-with": _unlock_with}[arguments.verb]
         answer, code = do(arguments, settings)
     except RestoreError as error:
         answer, code = {"error": str(error)}, _REFUSED
@@ -63,20 +67,8 @@ def _restore(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dic
     done = restoring.restore(
         opened, settings.data_dir, unlock, force=arguments.force, now=time.time()
     )
-    # It reaches the log with the next start: the spool is where a service that is down writes to.
-    spool = Spool(settings.data_dir / "spool.sqlite")
-    try:
-        Recorder(spool, "keys").record(
-            "keys.restore",
-            "ok",
-            start_unix_nano=started,
-            target=f"{done.deployment}@{done.generation}",
-            count=len(done.lost),
-            actor_id="local",
-            actor_kind="admin",
-        )
-    finally:
-        spool.close()
+    target = f"{done.deployment}@{done.generation}"
+    _record(settings, "keys.restore", started, target, len(done.lost))
     return {
         "deployment": done.deployment,
         "generation": done.generation,
@@ -86,6 +78,43 @@ def _restore(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dic
         "revocations": done.revocations,
         "new_witness": done.new_witness,
     }, 0
+
+
+def _unlock_with(
+    arguments: argparse.Namespace, settings: KeysSettings
+) -> tuple[dict[str, Any], int]:
+    def named(path: Path | None) -> Unlock:
+        if path is not None:
+            return unlock_from_file(path)
+        hsm = settings.hsm()
+        if hsm is None:
+            raise StartupError("no PKCS#11 token: SEALWARD_KEYS_PKCS11_MODULE is not set")
+        return hsm
+
+    old, new = named(arguments.old), named(arguments.new)
+    started = time.time_ns()
+    content = restoring.change_unlock(settings.data_dir, old, new)
+    _record(settings, "keys.unlock-change", started, f"{content.deployment}@{new.file_name}")
+    return {"deployment": content.deployment, "unlocked_by": new.file_name}, 0
+
+
+def _record(
+    settings: KeysSettings, event: str, started: int, target: str, count: int | None = None
+) -> None:
+    """Record what was done; it reaches the log with the next start of the service."""
+    spool = Spool(settings.data_dir / "spool.sqlite")
+    try:
+        Recorder(spool, "keys").record(
+            event,
+            "ok",
+            start_unix_nano=started,
+            target=target,
+            count=count,
+            actor_id="local",
+            actor_kind="admin",
+        )
+    finally:
+        spool.close()
 
 
 def _drill(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dict[str, Any], int]:
@@ -114,11 +143,11 @@ def _told(opened: Opened) -> dict[str, Any]:
     }
 
 
-def _unlock(settings: KeysSettings) -> Callable[[], UnlockSecret]:
-    source = unlock_source(settings.unlock_file)
-    kept: list[UnlockSecret] = []
+def _unlock(settings: KeysSettings) -> Callable[[], Unlock]:
+    source = unlock_of(settings)
+    kept: list[Unlock] = []
 
-    def once() -> UnlockSecret:
+    def once() -> Unlock:
         if not kept:
             kept.append(source(False))
         return kept[0]

@@ -40,10 +40,10 @@ from services.keys.files import sync_folder, write_durable
 from services.keys.keystore import (
     BUSY,
     FOLDER,
-    ROOT_FILE,
     SEALED_FILE,
     Content,
     Keystore,
+    Unlock,
     format_head,
     lock_keystore,
     open_content,
@@ -102,22 +102,20 @@ def read_backup(path: Path) -> tuple[Archive, str]:
         raise RestoreError(f"{path}: {error}") from None
 
 
-def open_backup(
-    path: Path, unlock: Callable[[], UnlockSecret], recovery: UnlockSecret | None
-) -> Opened:
+def open_backup(path: Path, unlock: Callable[[], Unlock], recovery: UnlockSecret | None) -> Opened:
     """Open a backup with a recovery identity, else the unlock secret, and verify all of it.
 
     Raises RestoreError.
     """
     found, sha256 = read_backup(path)
-    name = RECOVERY if recovery is not None else ROOT_FILE
+    secret: Unlock = recovery if recovery is not None else unlock()
+    name = RECOVERY if recovery is not None else secret.file_name
     if name not in found.members:
         raise RestoreError(
             f"{path} is sealed to no recovery recipient: it opens with the unlock secret alone"
             if recovery is not None
-            else f"{path} has no {ROOT_FILE}"
+            else f"{path} has no {name}: it is of a keystore that was unlocked in another way"
         )
-    secret = recovery if recovery is not None else unlock()
     try:
         root, deployment = parse_head(secret.open(found.members[name]))
         sealer = ObjectSealer(root, key_name="root", schema=MANIFEST_SCHEMA)
@@ -166,7 +164,7 @@ def open_canary(opened: Opened, keystore: Keystore) -> None:
 def restore(
     opened: Opened,
     data_dir: Path,
-    unlock: Callable[[], UnlockSecret],
+    unlock: Callable[[], Unlock],
     *,
     force: bool,
     now: float,
@@ -209,8 +207,35 @@ def restore(
     )
 
 
+def change_unlock(data_dir: Path, old: Unlock, new: Unlock) -> Content:
+    """Seal the root key of a keystore in another way; return the content.
+
+    The old file is removed once the new one was read back and opens the keystore. Killed before
+    that, both are there: the service does not start until it is done again. Raises StartupError.
+    """
+    folder = data_dir / FOLDER
+    lock = lock_keystore(data_dir)
+    try:
+        root, content = open_folder(folder, old)
+        head = format_head(Secret(root), content.deployment)
+        sealed = new.seal(head)
+        # Before anything is written: where both are of one kind, it takes the old one's place.
+        if new.open(sealed) != head:
+            raise StartupError("what was sealed in the new way does not open; nothing was changed")
+        write_durable(folder / new.file_name, sealed)
+        open_folder(folder, new)
+        if new.file_name != old.file_name:
+            (folder / old.file_name).unlink()
+            sync_folder(folder)
+    except (OSError, UnlockError):
+        raise StartupError(f"{folder} cannot be changed: see its disk, and the token") from None
+    finally:
+        os.close(lock)
+    return content
+
+
 def drill(
-    path: Path, unlock: Callable[[], UnlockSecret], recovery: UnlockSecret | None
+    path: Path, unlock: Callable[[], Unlock], recovery: UnlockSecret | None
 ) -> tuple[Opened, float]:
     """Restore a backup into an empty temporary folder and open its canary.
 
@@ -233,9 +258,7 @@ def drill(
     return opened, time.monotonic() - started
 
 
-def _compare(
-    opened: Opened, data_dir: Path, secret: UnlockSecret, *, force: bool
-) -> tuple[str, ...]:
+def _compare(opened: Opened, data_dir: Path, secret: Unlock, *, force: bool) -> tuple[str, ...]:
     """Name what the folder has and the backup lacks; raise RestoreError unless that is wanted."""
     backup = opened.content
     newest = read_generation(data_dir)
@@ -273,11 +296,11 @@ def _lost(backup: Content, there: Content | None, newest: int) -> tuple[str, ...
     )
 
 
-def _write_new(opened: Opened, folder: Path, secret: UnlockSecret) -> None:
+def _write_new(opened: Opened, folder: Path, secret: Unlock) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     head = format_head(opened.root, opened.content.deployment)
-    write_durable(folder / ROOT_FILE, secret.seal(head))
+    write_durable(folder / secret.file_name, secret.seal(head))
     write_durable(folder / SEALED_FILE, opened.archive.members[SEALED_FILE])
 
 

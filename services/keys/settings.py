@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from sealward.kit.settings import ServiceSettings, settings_config
+from services.keys.hsm import Hsm
 from services.keys.providers.vault.config import (
     AppRole,
     ClientCertificate,
@@ -20,10 +21,10 @@ from services.keys.providers.vault.config import (
 from services.keys.providers.vault.names import DEFAULT_PREFIX, PREFIX, Names
 
 _FILES = (
-    "unlock_file", "recovery_recipients_file", "vault_cacert", "vault_role_id_file",
-    "vault_secret_id_file", "vault_wrapped_secret_id_file", "vault_client_cert_file",
-    "vault_client_key_file", "vault_shredder_role_id_file", "vault_shredder_secret_id_file",
-    "vault_shredder_wrapped_secret_id_file",
+    "unlock_file", "pkcs11_module", "pkcs11_pin_file", "recovery_recipients_file",
+    "vault_cacert", "vault_role_id_file", "vault_secret_id_file", "vault_wrapped_secret_id_file",
+    "vault_client_cert_file", "vault_client_key_file", "vault_shredder_role_id_file",
+    "vault_shredder_secret_id_file", "vault_shredder_wrapped_secret_id_file",
 )  # fmt: skip
 
 
@@ -46,6 +47,16 @@ class KeysSettings(ServiceSettings):
     unlock_file: Path | None = None
     """File with what opens the root key: an age identity or a passphrase. None = ask at the
     terminal."""
+    pkcs11_module: Path | None = None
+    """PKCS#11 module (a shared library): a key in its token unlocks the keystore, and no secret."""
+    pkcs11_token: str = ""
+    """Label of the token."""
+    pkcs11_key: str = ""
+    """Label of the key: AES of 256 bits or RSA, sensitive and not extractable."""
+    pkcs11_pin_file: Path | None = None
+    """File (mode 0600) with the PIN."""
+    pkcs11_seconds: float = Field(default=20.0, gt=0, le=300)
+    """How long one use of the token may take."""
     recovery_recipients_file: Path | None = None
     """File with age recipients (`age1…`), one a line, that backups are sealed to as well."""
     user_certificate_seconds: int = Field(default=86_400, ge=60, le=7 * 86_400)
@@ -107,6 +118,8 @@ class KeysSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _one_provider(self) -> Self:
+        if self.hsm() is not None and self.provider == "vault":
+            raise ValueError("SEALWARD_KEYS_PKCS11_MODULE is of the embedded provider alone")
         if self.provider == "vault":
             refuse_unsafe(os.environ)
             self.vault()
@@ -122,6 +135,25 @@ class KeysSettings(ServiceSettings):
                     " vault"
                 )
         return self
+
+    def hsm(self) -> Hsm | None:
+        """Return the token that unlocks the keystore; raise ValueError saying what is missing."""
+        given = (self.pkcs11_module, self.pkcs11_token, self.pkcs11_key, self.pkcs11_pin_file)
+        if not any(given):
+            return None
+        if self.pkcs11_module is None or self.pkcs11_pin_file is None or not all(given):
+            raise ValueError("SEALWARD_KEYS_PKCS11_MODULE, _TOKEN, _KEY and _PIN_FILE go together")
+        if self.unlock_file is not None:
+            raise ValueError(
+                "SEALWARD_KEYS_PKCS11_MODULE and SEALWARD_KEYS_UNLOCK_FILE: one unlocks, not both"
+            )
+        return Hsm(
+            self.pkcs11_module,
+            self.pkcs11_token,
+            self.pkcs11_key,
+            self.pkcs11_pin_file,
+            self.pkcs11_seconds,
+        )
 
     def vault(self) -> VaultConfig:
         """Return what the Vault provider needs; raise ValueError saying what is missing."""

@@ -1,4 +1,4 @@
-"""Where the unlock secret of the keystore comes from: a file, or the person at the terminal."""
+"""What unlocks the keystore: a secret in a file or from the terminal, or a key in a token."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from sealward.kit.errors import StartupError
 from sealward.seal.errors import UnlockError
 from sealward.seal.rootkey import UnlockSecret
 from services.keys.files import read_private
+from services.keys.keystore import Unlock
+from services.keys.settings import KeysSettings
 
 Ask = Callable[[str], str]
+
+
+def unlock_of(settings: KeysSettings) -> Callable[[bool], Unlock]:
+    """Return what unlocks by the settings; its argument says whether a keystore is created."""
+    hsm = settings.hsm()
+    if hsm is not None:
+        return lambda _creating: hsm
+    return unlock_source(settings.unlock_file)
 
 
 def unlock_from_file(path: Path) -> UnlockSecret:
