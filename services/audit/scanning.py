@@ -92,7 +92,8 @@ def matches(row: Row, query: Query) -> bool:
         (query.instance, row.instance),
         (query.trace_id, row.trace_id),
     )
-    if any(asked is not None and asked != value for asked, value in wanted):
+    # Empty is what an event does not say; nothing matches it.
+    if any(asked is not None and (not asked or asked != value) for asked, value in wanted):
         return False
     if query.type is not None:
         whole = not query.type.endswith(".")

@@ -15,6 +15,7 @@ import pytest
 from sealward.tlog.leaf import parse_leaf
 from sealward.tlog.logdir import verify_directory
 from sealward.tlog.note import parse_vkeys
+from tests.support import tlog_go
 from tests.support.audit_suite import Ring, open_suite
 from tests.support.audit_writer import publisher, start_writer
 
@@ -60,6 +61,12 @@ def test_what_was_acknowledged_outlives_every_kill(tmp_path: Path) -> None:
     assert report.size == len(ids) >= len(promised) > 0
     assert report.unknown == ()
     suite.close()
+    # And in the eyes of a program that has none of our code.
+    vkey = tmp_path / "log.vkey"
+    vkey.write_text(f"{suite.signer.vkey}\n")
+    status, output = tlog_go.verify(tlog_go.build(tmp_path), folder / "log", vkey)
+    assert status == 0, output
+    assert f"size {len(ids)}\n" in output
 
 
 def test_a_published_log_verifies_at_every_moment(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from sealward.tlog.leaf import parse_leaf
 from sealward.tlog.logdir import LogReport, verify_directory
 from sealward.tlog.merkle import leaf_hash, split_hashes, verify_consistency, verify_inclusion
 from sealward.tlog.note import parse_vkeys
+from tests.support import tlog_go
 from tests.support.audit_suite import entry_bytes, span_bytes
 from tests.support.inference_suite import Service, until
 
@@ -358,6 +359,10 @@ def test_killed_under_load_everything_acknowledged_is_there_once(tmp_path: Path)
         assert {event_id: found[event_id] for event_id in promised} == promised
     finally:
         pair.end()
+    # Stopped, it has published all of its log.
+    program, data = tlog_go.build(tmp_path), pair.audit.data
+    status, output = tlog_go.verify(program, data / "log", data / "log.vkey")
+    assert status == 0, output
 
 
 def test_keys_away_no_start_then_recovery(tmp_path: Path) -> None:
