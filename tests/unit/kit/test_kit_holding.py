@@ -95,6 +95,10 @@ def test_a_second_pass_changes_nothing(keys: LocalKeys, shelf: Shelf) -> None:
     assert shelf.kept == before
 
 
+def _flipped(wrapped: bytes) -> bytes:
+    return wrapped[:-1] + bytes([wrapped[-1] ^ 1])
+
+
 def test_what_does_not_open_is_named_and_nothing_is_confirmed(
     keys: LocalKeys, shelf: Shelf
 ) -> None:
@@ -102,7 +106,7 @@ def test_what_does_not_open_is_named_and_nothing_is_confirmed(
         shelf.make(number)
     for number in range(5, 30):
         broken = shelf.kept[f"m@{number}"]
-        shelf.kept[f"m@{number}"] = WrappedKey(broken.context, broken.wrapped[:-1] + b"\0")
+        shelf.kept[f"m@{number}"] = WrappedKey(broken.context, _flipped(broken.wrapped))
     keys.rotate()
     (last,) = keys.move(shelf, WHO).values()
     assert (last.moved, last.failures, last.confirmed) == (5, 25, False)
