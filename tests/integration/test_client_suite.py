@@ -111,6 +111,7 @@ def test_a_certificate_is_renewed_with_its_key_and_the_session_lives(
     before = Profile.load(copy).material()
     with Client.from_profile(copy) as client:
         client.infer(MODEL, heldout(MODEL)[:1])
+        client._renewal._now = lambda: before.half_life
         assert client._renewer.renew()
         client.infer(MODEL, heldout(MODEL)[:1])
     after = Profile.load(copy).material()
