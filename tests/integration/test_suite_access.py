@@ -10,7 +10,7 @@ PATIENT, OTHER = "MRN-emergency-1", "MRN-emergency-2"
 
 
 def test_a_grant_by_somebody_else(suite: RunningSuite) -> None:
-    ada, pia = suite.user("ada"), suite.user("pia", "privacy-officer")
+    ada, pia = suite.user("ada"), suite.user("access-pia", "privacy-officer")
     asked = suite.sealward(
         "access", "request", "breast-cancer", "--user", ada, "--purpose", "HRESCH",
         "--minutes", "5", "--ticket", "IRB-2026/7",
@@ -23,7 +23,7 @@ def test_a_grant_by_somebody_else(suite: RunningSuite) -> None:
     error = suite.sealward("access", "list", "--all", "--as", ada, code=1)["error"]
     assert error["reason"] == "POLICY_DENIED"
     granted = suite.sealward("access", "approve", asked["id"], "--as", pia)
-    assert (granted["state"], granted["decided_by"]) == ("granted", "user/pia")
+    assert (granted["state"], granted["decided_by"]) == ("granted", "user/access-pia")
     suite.ask(ada, purpose="HRESCH")
     refusal = suite.refusal(ada, request("diabetes-progression"), purpose="HRESCH")
     assert refusal.details["reason"] == "POLICY_DENIED"
@@ -36,7 +36,7 @@ def test_a_grant_by_somebody_else(suite: RunningSuite) -> None:
 
 
 def test_breaking_the_glass(suite: RunningSuite, tmp_path: Path) -> None:
-    eve = suite.user("eve", "break-glass")
+    eve = suite.user("emergency-eve", "break-glass")
     file = tmp_path / "in.json"
     file.write_text(rest_json())
     ask = ["infer", "breast-cancer", "--input", str(file), "--user", eve]
