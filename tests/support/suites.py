@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,9 @@ class RunningSuite:
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            # It may have been killed meanwhile.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def restarted(self, name: str, old: int) -> None:
         until(lambda: self.pid(name) not in (None, old), f"{name} starts again")
