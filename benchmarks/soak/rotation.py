@@ -15,7 +15,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,12 +82,18 @@ class Report:
 
 
 class Soak:
-    """A suite that is rotated. `say` is told what is done."""
+    """A suite that is rotated. `say` is told what is done; `up` goes with the first start."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _text: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None] = lambda _text: None,
+        up: Sequence[str] = (),
+    ) -> None:
         self.suite = Suite.at(folder)
         self.report = Report()
         self._say = say
+        self._up = up
         self._password = secrets.token_urlsafe(18)
         self._environ = {**SETTINGS, **os.environ}
         self._callers: list[Caller] = []
@@ -109,7 +115,7 @@ class Soak:
 
     def begin(self) -> None:
         """Start the suite and log somebody in."""
-        self.sealward("up", "--detach")
+        self.sealward("up", "--detach", *self._up)
         self._add_user()
 
     def read_everything_anew(self) -> None:

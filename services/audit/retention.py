@@ -125,8 +125,8 @@ class Retention:
         self.check_archive(shard)
         try:
             Publisher(shard.log, shard.store, shard.place.published, self._logger).rebuild()
-            shard.close()
-            return self._seal(shard.place)
+            shard.seal()
+            return self._list(shard.place)
         except (StoreError, OSError) as error:
             raise _failed(error) from None
         finally:
@@ -147,6 +147,10 @@ class Retention:
 
     def _seal(self, place: Place) -> dict[str, str]:
         self._backend.store(place).seal()
+        return self._list(place)
+
+    def _list(self, place: Place) -> dict[str, str]:
+        """List the files of a place whose store is sealed, and make them read-only."""
         paths = list(_archived(place))
         files = {path.relative_to(place.folder).as_posix(): _digest(path) for path in paths}
         # From here on the store is opened as one that nobody writes: only then may it be closed.

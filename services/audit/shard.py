@@ -39,7 +39,7 @@ from services.audit.origin import (
 )
 from services.audit.publisher import Publisher, check_published
 from services.audit.segments import KeyRing, Segments
-from services.audit.store import LogStore, StoreBrokenError
+from services.audit.store import LogStore, StoreBrokenError, StoreError
 from services.audit.tilesink import SinkUnavailableError, TileSink
 
 FINAL, FINAL_TIME, FINAL_ROOTS, STATE = "final", "final/time", "final/roots", "state"
@@ -269,17 +269,37 @@ class PastShard:
         self._segments: Segments | None = None
         self._keys: IndexKeys | None = None
         self._closers: list[Callable[[], None]] = []
+        self._sealed = False
         self.refresh()
 
     def refresh(self) -> None:
         """Close everything and read again what names it."""
         with self._lock:
             self.close()
-            store = self._parts.backend.store(self.place, sealed=is_sealed(self.place))
+            self._sealed = is_sealed(self.place)
+            store = self._parts.backend.store(self.place, sealed=self._sealed)
             try:
                 self._read(store)
             finally:
                 store.close()
+
+    def seal(self) -> None:
+        """Seal the store; from now on it is opened as one that nobody writes.
+
+        Who asks meanwhile waits, and who had it open asks again. Raise StoreBrokenError.
+        """
+        with self._lock:
+            self.close()
+            self._parts.backend.store(self.place).seal()
+            self._sealed = True
+
+    def find(self, event_ids: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
+        """As LogStore.find. Raise StoreError."""
+        try:
+            return self.store.find(event_ids)
+        except StoreError:
+            # It may have been closed between the two, as by an archiving.
+            return self.store.find(event_ids)
 
     def _read(self, store: LogStore) -> None:
         origin, final, ended = (store.get(n) for n in ("origin", FINAL, FINAL_TIME))
@@ -308,7 +328,7 @@ class PastShard:
         """See Shard."""
         with self._lock:
             if self._store is None:
-                self._store = self._parts.backend.store(self.place, sealed=is_sealed(self.place))
+                self._store = self._parts.backend.store(self.place, sealed=self._sealed)
                 self._closers.append(self._store.close)
             return self._store
 

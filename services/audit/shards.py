@@ -117,7 +117,7 @@ class TenantLogs:
         found: dict[bytes, tuple[PastShard, int, bytes]] = {}
         try:
             for shard in self._past:
-                for event_id, (index, print_) in shard.store.find(wanted).items():
+                for event_id, (index, print_) in shard.find(wanted).items():
                     found.setdefault(event_id, (shard, index, print_))
         except StoreError:
             raise _unavailable() from None

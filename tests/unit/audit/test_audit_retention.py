@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -119,6 +120,46 @@ def test_an_archive_lists_its_files_and_is_read_only(kept: Kept) -> None:
     assert report.size == 302
     with pytest.raises(SealwardError):
         kept.retention.archive(past)
+
+
+def test_a_log_is_archived_while_events_are_looked_up_in_it(tmp_path: Path) -> None:
+    """Ids of the last day are looked up in the log that ended with every append."""
+    logs = Kept(tmp_path, Clock())
+    logs.append(*(entry_bytes() for _ in range(50)))
+    stop, trouble, looked = threading.Event(), [], [0]
+    try:
+        for _ in range(5):
+            logs.rollover.turn("default")
+            past = next(shard for shard in logs.shards.of("default").past if _frozen(shard))
+            (leaf,) = past.store.leaves(0, 1)
+            ids = [leaf[1:17]]
+
+            def look(shard: PastShard = past, ids: list[bytes] = ids) -> None:
+                while not stop.is_set():
+                    try:
+                        assert shard.find(ids)
+                    except Exception as error:  # noqa: BLE001 - any is the finding
+                        trouble.append(error)
+                    looked[0] += 1
+
+            stop.clear()
+            readers = [threading.Thread(target=look) for _ in range(3)]
+            for reader in readers:
+                reader.start()
+            logs.retention.archive(past)
+            stop.set()
+            for reader in readers:
+                reader.join(20)
+            assert past.state == "archived"
+    finally:
+        stop.set()
+        logs.close()
+    assert trouble == []
+    assert looked[0] > 10
+
+
+def _frozen(shard: PastShard) -> bool:
+    return shard.state == "frozen"
 
 
 def test_nothing_is_purged_before_its_time(kept: Kept) -> None:
