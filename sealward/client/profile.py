@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -136,7 +137,9 @@ class Profile:
         except (OSError, TlogError):
             held = origin
         if held != origin:
-            path.replace(path.with_name(f"checkpoint.{sha256(held.encode()).hexdigest()[:8]}"))
+            # Another client of this profile may have met the other log at the same moment.
+            with suppress(FileNotFoundError):
+                path.replace(path.with_name(f"checkpoint.{sha256(held.encode()).hexdigest()[:8]}"))
         # Not synced: losing the newest one in a power loss costs the memory of a moment, while a
         # sync would cost every call.
         write_private(path, seen.note, sync=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
@@ -275,12 +276,15 @@ class AuditApp:
             tick += 1
             try:
                 self._rollover.tick()
-                self._gaps.tick()
-                self._clock.tick(self._shards)
-                self._look_at_witnesses()
             except StoreError as error:
                 self._on_broken(str(error))
                 return
+            # Only the look above has the logs stand still; what is closed here is turning, and the
+            # next second has its successor. A disk that failed is found above, or by who appends.
+            with suppress(StoreError):
+                self._gaps.tick()
+                self._clock.tick(self._shards)
+                self._look_at_witnesses()
             if tick % _SUMMARY_TICKS == 0:
                 self._events.summarise()
                 self._observe()

@@ -96,6 +96,7 @@ class SqliteStore:
         self._path = path
         self._sealed = sealed
         self._write_lock = threading.Lock()
+        self._keep_lock = threading.Lock()
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._reading = 1 if sealed else _READERS
         try:
@@ -244,7 +245,8 @@ class SqliteStore:
 
     def seal(self) -> None:
         """See LogStore: everything goes into the one file, which needs no other beside it."""
-        self._keeper.close()
+        with self._keep_lock:
+            self._keeper.close()
         self._close_readers()
         with self._write_lock:
             try:
@@ -265,7 +267,8 @@ class SqliteStore:
         try:
             if Path(f"{self._path}-wal").stat().st_size < _MAINTAIN_BYTES:
                 return
-            self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            with self._keep_lock:
+                self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except FileNotFoundError:
             return
         except sqlite3.Error as error:
@@ -274,7 +277,8 @@ class SqliteStore:
 
     def close(self) -> None:
         """See LogStore."""
-        self._keeper.close()
+        with self._keep_lock:
+            self._keeper.close()
         self._close_readers()
         with self._write_lock:
             self._writer.close()

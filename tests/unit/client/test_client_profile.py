@@ -19,10 +19,13 @@ from sealward.client import (
     ProfileError,
     WrongReceiptError,
 )
+from sealward.client.checkpoints import Seen
 from sealward.client.profile import Profile, write_private
 from sealward.client.renewal import Renewal
 from sealward.client.tensors import as_declared, decode_response, encode_request
 from sealward.kit.tls import load_material
+from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
+from sealward.tlog.note import Ed25519Signer
 from tests.conftest import CertificateAuthority
 from tests.support.gateway_double import TOKEN, GatewayDouble, with_trailer
 
@@ -253,3 +256,25 @@ def test_only_same_kind_casts_are_made() -> None:
     assert as_declared([[1.0]], "FP32").dtype == np.float32
     assert as_declared([[1]], "FP32").dtype == np.float32
     assert as_declared([[1.5]], "INT64").dtype == np.float64
+
+
+def test_two_clients_of_a_profile_meet_the_next_log_at_once(
+    gateway: GatewayDouble, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both want to set the old log's checkpoint aside; the second finds it gone."""
+    profile = Profile.load(folder)
+    origin = "sealward.local/a/default/2026"
+    signer, _ = Ed25519Signer.generate(origin)
+    write_private(
+        folder / "checkpoint", sign_checkpoint(Checkpoint(origin, 1, bytes(32)), [signer])
+    )
+    real = Path.replace
+
+    def late(path: Path, target: Path) -> Path:
+        if path.name == "checkpoint":
+            real(path, target)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    profile.keep_checkpoint("sealward.local/a/default/2027", Seen(1, bytes(32), b"another note"))
+    assert (folder / "checkpoint").read_bytes() == b"another note"
