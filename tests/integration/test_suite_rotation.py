@@ -16,24 +16,24 @@ from tests.support.vault import shared
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("provider", ["embedded", "vault"])
-def test_two_rotations_of_everything_lose_no_call(tmp_path: Path, provider: str) -> None:
-    """`make soak-rotation` does twenty."""
+@pytest.mark.parametrize(("provider", "rounds"), [("embedded", 2), ("vault", 1)])
+def test_rotations_of_everything_lose_no_call(tmp_path: Path, provider: str, rounds: int) -> None:
+    """`make soak-rotation` does twenty. A login of Vault's shredder is for one retirement."""
     up: list[str] = []
     if provider == "vault":
         server = shared()
         login = server.set_up(tmp_path / "credentials")
         up = ["--vault", server.address, "--vault-credentials", str(login.folder)]
         up += ["--vault-ca", str(server.tls[2])] if server.tls else []
-    report = Soak(tmp_path / "data", up=up).run(2)
+    report = Soak(tmp_path / "data", up=up).run(rounds)
     found = report.as_json()
     assert report.ok, found
-    assert report.rounds == 2
+    assert report.rounds == rounds
     assert found["failed_calls"] == 0
     assert found["unreadable"] == []
     assert min(report.calls.values()) > 20
     # Models, the session key, the witness's, and keys of every log: each of them in each round.
-    assert report.rewrapped >= 2 * 7
+    assert report.rewrapped >= rounds * 7
 
 
 def serials(suite: RunningSuite, holder: str) -> set[str]:
