@@ -362,7 +362,7 @@ def _cases(text: str) -> list[pb.PolicyCase]:
     known = set(pb.PolicyQuestion.DESCRIPTOR.fields_by_name)
     try:
         items = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise usage("the cases are not JSON") from None
     if not isinstance(items, list):
         raise usage("the cases are a JSON list")

@@ -26,11 +26,15 @@ from sealward.kit.enroll import private_folder, write_private
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.identity import Identity, parse_identity
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
+from sealward.kit.unreadable import X509_ERRORS
 
 TOKEN_BYTES = 32
 KEY_FILE, CERTIFICATE_FILE, BUNDLE_FILE = "key.pem", "cert.pem", "ca.pem"
 _FORMAT = "sealward/join-token/v1"
 _LARGEST_BYTES = 64 << 10
+_UNREADABLE: tuple[type[Exception], ...] = (
+    *X509_ERRORS, KeyError, AttributeError, RecursionError, SealwardError,
+)  # fmt: skip
 # A key and a certificate that are about to take the place of the old ones.
 _RENEWED_FILE = ".renewed.json"
 
@@ -86,7 +90,7 @@ def parse_token(data: bytes) -> JoinToken:
         )
         pin = spki_sha256(x509.load_pem_x509_certificate(token.ca_pem))
         whole = len(token.token) == TOKEN_BYTES and pin.hex() == document["ca_spki_sha256"]
-    except (ValueError, KeyError, TypeError, AttributeError, SealwardError):
+    except _UNREADABLE:
         whole = False
     if not whole:
         raise StartupError("the token file is not whole: make a new token")
@@ -155,7 +159,7 @@ class IdentityFolder:
             )
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, AttributeError, StartupError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, StartupError):
             # Not whole: it was never in use, or it is of no use any more.
             (self._folder / _RENEWED_FILE).unlink(missing_ok=True)
         try:

@@ -107,7 +107,7 @@ def read_rewrapped(path: Path) -> dict[str, bytes]:
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StoreBrokenError(f"{path.name} of an archive is damaged: restore it") from None
 
 

@@ -95,7 +95,7 @@ def unpack(data: bytes) -> Archive:
         document["recipients"] = tuple(map(str, document["recipients"]))
         document["members"] = {n: (str(s), int(z)) for n, (s, z) in document["members"].items()}
         manifest = Manifest(**document)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ArchiveError(f"{MANIFEST} is damaged") from None
     sealed = members.get(MANIFEST_SEALED)
     found = {name: data for name, data in members.items() if name != MANIFEST_SEALED}

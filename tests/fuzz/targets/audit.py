@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import io
+import ssl
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 from botocore.awsrequest import AWSResponse
@@ -16,7 +21,13 @@ from sealward.api.audit.v1 import audit_pb2, export_pb2
 from sealward.kit import attributes as names
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.exporter import export_request
+from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
+from sealward.tlog.cosignature import Cosigner
+from sealward.tlog.note import MAX_NOTE_SIZE, parse_note, sign_note
 from sealward.tlog.tiles import CHECKPOINT_PATH
+from sealward.tlog.witness import format_size
+from services.audit.cosigning.asking import Answer, Cosigned, WitnessAwayError, ask
+from services.audit.cosigning.http_witness import HttpWitness, tls_context
 from services.audit.digests import IndexKeys
 from services.audit.entry import EntryMaker
 from services.audit.exporting import _check, described, without_reference
@@ -25,6 +36,7 @@ from services.audit.origin import KeyState, LogName
 from services.audit.otlpwire import ExportRequest
 from services.audit.producers import Producers
 from services.audit.queries import check_query
+from services.audit.rewrapped import read_rewrapped
 from services.audit.rows import RowReader
 from services.audit.s3_sink import S3Bucket, S3Sink
 from services.audit.spanfields import SpanError
@@ -33,7 +45,8 @@ from services.audit.store import StoreBrokenError
 from services.audit.tilesink import SinkMovedError, SinkUnavailableError
 from tests.fuzz.harness import target
 from tests.support.audit_suite import GATEWAY, WORKLOAD, entry_bytes, span_bytes
-from tests.support.tlog_logs import entries, log_files, signer
+from tests.support.cosigners import ed25519, ml_dsa
+from tests.support.tlog_logs import ORIGIN, entries, log_files, signer, tree_of
 
 _NOW = 1_790_000_000_000_000_000
 _ID = bytes.fromhex("0190a1b2c3d47000800000000000000a")
@@ -237,7 +250,7 @@ def _answer(data: bytes) -> AWSResponse:
 @target(SinkUnavailableError, SinkMovedError, seeds=lambda: [
     b"\x00\x00\x00" + _LIST, b"\x03\x00\x00" + _ERROR, b"\x00\x00\x00", b"\x04\x00\x00" + _ERROR,
     b"\x00\x00\x00" + log_files(entries(3))["checkpoint"],
-], rounds=120)  # fmt: skip
+], rounds=40)  # fmt: skip
 def object_store_answer(data: bytes) -> None:
     """Whatever the object store answers, to each kind of request."""
     _ANSWER[:] = [lambda: _answer(data.ljust(3, b"\0"))]
@@ -258,3 +271,101 @@ def object_store_answer(data: bytes) -> None:
             refused.append(error)
     if len(refused) == len(calls):
         raise refused[0]
+
+
+# --- witnesses -----------------------------------------------------------------------------------
+
+_ONE, _TWO = ed25519("w.example"), ml_dsa("w.example")
+_TREE = tree_of(entries(9))
+
+
+class _Grown:
+    """A log of nine entries."""
+
+    head = (9, sign_checkpoint(Checkpoint(ORIGIN, 9, _TREE.root()), [signer()]))
+
+    def consistency(self, old: int, new: int) -> bytes:
+        return b"".join(_TREE.consistency(old, new))
+
+
+def _lines(*cosigners: Cosigner) -> bytes:
+    text = parse_note(_Grown.head[1]).text
+    return sign_note(text, [*cosigners])[len(text) + 1 :]
+
+
+@target(seeds=lambda: [
+    b"\x00" + _lines(_ONE), b"\x00" + _lines(_ONE, _TWO), b"\x01" + format_size(7), b"\x02",
+    b"\x03", b"\x01" + format_size(12), b"\x04<html>",
+])  # fmt: skip
+def witness_answer(data: bytes) -> None:
+    """What a witness answers: taken as cosigned are lines that hold, of its own keys."""
+    status = (200, 409, 422, 404, 500)[data[0] % 5] if data else 200
+    witness: Any = SimpleNamespace(
+        verifiers=[_ONE.verifier, _TWO.verifier],
+        add_checkpoint=lambda _body: Answer(status, data[1:]),
+    )
+    result, _ = ask(witness, _Grown(), *_Grown.head, 5)
+    if isinstance(result, Cosigned):
+        text = parse_note(_Grown.head[1]).text
+        for line in result.lines:
+            known = {v.key_id: v for v in witness.verifiers}[line.key_id]
+            assert known.verify(text, line.signature)
+
+
+class _Line:
+    """A connection whose other end has said all that it will say."""
+
+    def __init__(self, said: bytes) -> None:
+        self._said = said
+
+    def makefile(self, *_: object, **__: object) -> io.BytesIO:
+        return io.BytesIO(self._said)
+
+    def sendall(self, data: bytes) -> None:
+        """Send into nothing."""
+
+    def shutdown(self, how: int) -> None:
+        """End nothing."""
+
+    def close(self) -> None:
+        """End nothing."""
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return tls_context(None)
+
+
+class _Spoken(HttpWitness):
+    def __init__(self, said: bytes) -> None:
+        super().__init__("w", "http://127.0.0.1:9", (), seconds=60, context=_tls())
+        self._said = said
+
+    def _connect(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", 9)
+        connection.sock = _Line(self._said)  # type: ignore[assignment]
+        return connection
+
+
+@target(WitnessAwayError, seeds=lambda: [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+    b"HTTP/1.1 409 Conflict\r\nContent-Type: text/x.tlog.size\r\nConnection: close\r\n\r\n7\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 404 Not Found\r\n\r\n",
+])  # fmt: skip
+def witness_over_http(data: bytes) -> None:
+    """What comes over the connection to a witness elsewhere."""
+    answer = _Spoken(data).add_checkpoint(b"old 0\n")
+    assert len(answer.body) <= MAX_NOTE_SIZE
+
+
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@target(StoreBrokenError, seeds=lambda: [b'{"wrapped":{"segment/1":"QUJD"}}', b'{"wrapped":{}}'])
+def rewrapped_keys(data: bytes) -> None:
+    """The keys beside an archive."""
+    with TemporaryDirectory(dir=_MEMORY) as folder:
+        path = Path(folder, "rewrapped.json")
+        path.write_bytes(data)
+        assert all(isinstance(key, bytes) for key in read_rewrapped(path).values())

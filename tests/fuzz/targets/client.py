@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
+from io import BytesIO
 from uuid import UUID
 
 from sealward.api.audit.v1.audit_pb2 import Receipt
-from sealward.api.gateway.v1.gateway_pb2 import GetConsistencyResponse
+from sealward.api.gateway.v1.gateway_pb2 import GetConsistencyResponse, GetReceiptResponse
 from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
 from sealward.cli.errors import CliError
 from sealward.cli.oip_json import request_from_json, response_to_json
+from sealward.cli.policy import _cases
+from sealward.client import cosigned
 from sealward.client.book import proofs_of
 from sealward.client.checkpoints import CheckpointTracker, Seen
 from sealward.client.errors import ForkError, MissingReceiptError, WrongReceiptError
@@ -25,11 +28,18 @@ from sealward.client.verify import (
     Trailers,
 )
 from sealward.evidence.event import EvidenceError, make_event, open_head, read_span
+from sealward.kit.calllist import Begins, Sent, write_line
+from sealward.reconcile.hl7 import Fields
+from sealward.reconcile.items import ListError
+from sealward.reconcile.reading import open_list
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealward.tlog.leaf import MIN_SEALED_SIZE, Outcome, binding, leaf_prefix
+from sealward.tlog.note import sign_note
+from sealward.tlog.policy import Policy
 from sealward.tlog.receipt import format_receipt
 from tests.fuzz.harness import target
 from tests.fuzz.targets.audit import _spans
+from tests.support.cosigners import ed25519, policy_text
 from tests.support.tlog_logs import ORIGIN, entries, signer, tree_of
 
 _DIGEST = sha256(b"model").digest()
@@ -155,3 +165,58 @@ def evidence_receipt(data: bytes) -> None:
         raise EvidenceError("malformed") from error
     event = make_event(entries(7)[5][1:17], _spans()[0], receipt, head)
     assert event.index == 5
+
+
+_WITNESS = ed25519("w.example")
+
+
+def _cosigned_answer() -> bytes:
+    leaves = [*entries(5), _about_mine().extra[32:], *entries(8)[6:]]
+    tree = tree_of(leaves)
+    note = sign_note(Checkpoint(ORIGIN, 8, tree.root(8)).marshal(), [signer(), _WITNESS])
+    proof = format_receipt(5, tree.inclusions(5, 6, 8)[0], leaves[5], bytes(32), note)
+    return GetReceiptResponse(receipt=proof).SerializeToString()
+
+
+@cache
+def _about_mine() -> cosigned.Asked:
+    policy = Policy.parse(policy_text("w", f"witness w {_WITNESS.vkey}"))
+    return cosigned.ask(_receipt()[1], policy, [signer().verifier])
+
+
+@target(WrongReceiptError, seeds=lambda: [_cosigned_answer()])
+def cosigned_answer(data: bytes) -> None:
+    """The receipt of a call against a checkpoint that witnesses cosigned: of the same entry."""
+    found, _ = cosigned.read(_about_mine(), data, [signer().verifier])
+    assert (found.event_id, found.log_index) == (str(UUID(bytes=_EVENT)), 5)
+    assert found.size == 8
+    assert set(found.witnesses) == {"w"}
+
+
+_ID = "01929b5e-7a10-7cc2-8a3f-0123456789ab"
+_LISTS = (
+    write_line(Begins("ann", 2, 1_790_000_000_000_000_000))
+    + write_line(Sent("5e55", 1, 1_790_000_000_000_000_000)),
+    f"{_ID}\n{_ID}\n".encode(),
+    f"event_id,session,seq,outcome,time\n{_ID},5e55,3,ok,2026-09-21T13:46:40Z\n".encode(),
+    f'{{"events":[{{"event_id":"{_ID}","session":"5e55","seq":3}}]}}'.encode(),
+    b'{"resourceType":"Bundle","entry":[{"resource":{"resourceType":"AuditEvent","entity":[{"what":'
+    + f'{{"identifier":{{"value":"urn:uuid:{_ID}"}}}}}}]}}}}]}}'.encode(),
+    f"MSH|^~\\&|A|B|C|D|20260921||ORU^R01|1|P|2.5\rOBX|1|ST|a||b||||||F|||||||{_ID}\r".encode(),
+)
+
+
+@target(ListError, seeds=lambda: _LISTS, rounds=600)
+def list_of_the_other_party(data: bytes) -> None:
+    """A list of calls, in whatever form, read to its end."""
+    for _ in open_list(BytesIO(data), Fields()).found:
+        pass
+
+
+_CASE = b'{"name":"n","actor":"ann","roles":["clinician"],"purpose":"TREAT","permitted":true}'
+
+
+@target(CliError, seeds=lambda: [b"[" + _CASE + b"]", b"[" + _CASE + b"," + _CASE + b"]", b"[]"])
+def policy_cases(data: bytes) -> None:
+    """The cases of `sealward policy test`."""
+    _cases(data.decode("utf-8", "replace"))

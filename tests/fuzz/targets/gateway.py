@@ -18,6 +18,8 @@ from sealward.tlog.receipt import open_receipt
 from services.gateway.events import Event, run_of
 from services.gateway.metadata import bearer_token, read_headers
 from services.gateway.pipeline import receipt_trailers
+from services.gateway.policy.cedar import SHIPPED
+from services.gateway.policy.changes import parse_payload, parse_policy, payload
 from services.gateway.servicer import _check_same_key
 from services.gateway.session import Session, decode_session
 from tests.fuzz.harness import target
@@ -95,3 +97,18 @@ def audit_receipt(data: bytes) -> None:
         opened = open_receipt(receipt, [signer().verifier])
         assert opened.event_id == event.event_id
         assert parse_note(opened.note).text == parse_note(note).text
+
+
+_POLICY = SHIPPED.read_text()[:900].rpartition("\n@id")[0] + "\n"
+
+
+@target(SealwardError, seeds=lambda: [payload(3, "ab" * 32, _POLICY), payload(1, "", "")])
+def policy_payload(data: bytes) -> None:
+    """What somebody signed to change the policies: one spelling."""
+    assert payload(*parse_payload(data)) == data
+
+
+@target(SealwardError, seeds=lambda: [_POLICY.encode(), SHIPPED.read_bytes()], rounds=60)
+def policy_text(data: bytes) -> None:
+    """Policies as they are proposed."""
+    parse_policy(data.decode("utf-8", "replace"))

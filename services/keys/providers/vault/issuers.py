@@ -94,14 +94,18 @@ class Issuers:
         try:
             listed = self._session.call("list", f"{self._pki}/issuers").data
             infos = listed.get("key_info")
-            if not isinstance(infos, dict) or len(infos) > _MOST:
+            if (
+                not isinstance(infos, dict)
+                or len(infos) > _MOST
+                or not all(isinstance(info, dict) for info in infos.values())
+            ):
                 raise unusable()
             found = tuple(self._issuer(str(name), info) for name, info in infos.items())
         except RefusedError as error:
             if error.status == _NOT_FOUND:
                 raise _missing(self._pki) from None
             raise unusable() from None
-        if not any(issuer.default and issuer.key_id for issuer in found):
+        if [bool(issuer.key_id) for issuer in found if issuer.default] != [True]:
             raise _missing(self._pki)
         self._found = tuple(sorted(found, key=lambda issuer: issuer.age))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -77,13 +78,14 @@ def unwrap(wire: Wire, config: VaultConfig, login: AppRole, role: str) -> bool:
     expected = f"{config.names.approle}/role/{role}/secret-id"
     try:
         found = _ask(wire, "sys/wrapping/lookup", {"token": wrapping}, itself)
-        if found.get("data", {}).get("creation_path") != expected:
+        data = found.get("data")
+        if not isinstance(data, dict) or data.get("creation_path") != expected:
             raise StartupError(
                 f"{login.wrapped_file} was not made for this service: do not use it, and find out"
                 " where it came from"
             )
         secret = str(_ask(wire, "sys/wrapping/unwrap", {}, itself)["data"]["secret_id"])
-    except (RefusedError, KeyError):
+    except (RefusedError, KeyError, TypeError):
         raise StartupError(
             f"the wrapped secret id in {login.wrapped_file} has expired or was unwrapped before: if"
             " it was not you, somebody else holds it; withdraw it and make a new one with"
@@ -120,15 +122,27 @@ def read_token(answer: Mapping[str, Any]) -> Token:
     A service that holds a root token has every right that there is: it does not serve with it.
     """
     auth = answer.get("auth")
-    if not isinstance(auth, dict) or not auth.get("client_token"):
-        raise RefusedError(400, ("no token",))
-    if "root" in (auth.get("policies") or ()):
+    try:
+        if not isinstance(auth, dict) or not auth.get("client_token"):
+            raise ValueError("no token")
+        value, seconds = str(auth["client_token"]).encode("ascii"), lease_seconds(auth)
+        policies = list(auth.get("policies") or ())
+    except (ValueError, TypeError):
+        raise RefusedError(400, ("no token",)) from None
+    if "root" in policies:
         raise RefusedError(400, ("a root token",))
-    return Token(
-        Secret(str(auth["client_token"]).encode("ascii")),
-        float(auth.get("lease_duration") or 0),
-        bool(auth.get("renewable")),
-    )
+    return Token(Secret(value), seconds, bool(auth.get("renewable")))
+
+
+def lease_seconds(auth: Mapping[str, Any]) -> float:
+    """Return how long a token lives; raise ValueError or TypeError for what is no time."""
+    try:
+        seconds = float(auth.get("lease_duration") or 0)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise ValueError("no time")
+    return seconds
 
 
 def _ask(

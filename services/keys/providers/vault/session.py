@@ -22,7 +22,13 @@ from sealward.kit.reasons import Reason
 from services.keys.providers.base import Condition, State
 from services.keys.providers.vault.config import VaultConfig
 from services.keys.providers.vault.gate import Gate
-from services.keys.providers.vault.login import NoCredentialsError, Token, fingerprint, log_in
+from services.keys.providers.vault.login import (
+    NoCredentialsError,
+    Token,
+    fingerprint,
+    lease_seconds,
+    log_in,
+)
 from services.keys.providers.vault.troubles import TEXTS, RefusedError, Trouble, UnavailableError
 from services.keys.providers.vault.wire import Answer, Wire
 
@@ -275,7 +281,10 @@ class VaultSession:
         if answer.status >= 400 or not isinstance(auth, dict):
             return False
         # Near the end of its longest life Vault grants less and less.
-        if float(auth.get("lease_duration") or 0) < 0.9 * token.seconds:
+        try:
+            if lease_seconds(auth) < 0.9 * token.seconds:
+                return False
+        except (ValueError, TypeError):
             return False
         self._take(token, asked)
         self.renewals += 1

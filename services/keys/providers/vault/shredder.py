@@ -53,7 +53,8 @@ class Shredder:
                 self._ask(token, "delete", f"{pki}/issuer/{issuer}")
             found = self._ask(token, "list", f"{pki}/keys").get("key_info")
             for at, info in (found if isinstance(found, dict) else {}).items():
-                if key(str(at), str(info.get("key_name") or "")):
+                name = info.get("key_name") if isinstance(info, dict) else None
+                if key(str(at), str(name or "")):
                     self._ask(token, "delete", f"{pki}/key/{at}")
 
     def _ask(

@@ -96,7 +96,10 @@ class VaultBranchKeys:
             if error.status == _NOT_FOUND:
                 return []
             raise _failing() from None
-        found = (read_kek_name(str(name)) for name in data.get("keys") or ())
+        listed = data.get("keys") or []
+        if not isinstance(listed, list):
+            raise _failing()
+        found = (read_kek_name(str(name)) for name in listed)
         return sorted(name for name in found if name is not None)
 
     def versions(self, tenant: str, purpose: str) -> Versions:
@@ -111,7 +114,7 @@ class VaultBranchKeys:
         # Vault lists the versions that open.
         try:
             times = {int(version): int(when) for version, when in made.items()}
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             raise _failing() from None
         return Versions(min(times), max(times), tuple(times[at] for at in sorted(times)))
 

@@ -238,6 +238,9 @@ def _parse(content: bytes) -> dict[str, Any]:
     """Read a body; what is not Vault's JSON (a proxy's page) becomes `{"foreign": True}`."""
     try:
         parsed = json.loads(content) if content else {}
+        if b"\\u" in content:
+            # Half a character is no text: nothing of it could be sent on.
+            json.dumps(parsed, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         parsed = None
     return parsed if isinstance(parsed, dict) else {"foreign": True}
