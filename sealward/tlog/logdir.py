@@ -45,7 +45,8 @@ class LogReport:
     all entries. `ahead` counts files of a newer tree than the checkpoint's (a log that is being
     written to has some), `unknown` names files that no log has; both need a listing of the files.
     `after` entries were not read: they were verified before. `changes` are the entries in clear
-    among those read: keys that follow, the end of the log. `note` is the signed checkpoint as read.
+    among those read, each with its place: keys that follow, the end of the log. `note` is the
+    signed checkpoint as read.
     """
 
     origin: str
@@ -57,7 +58,7 @@ class LogReport:
     ahead: int
     unknown: tuple[str, ...]
     after: int = 0
-    changes: tuple[LogChange, ...] = ()
+    changes: tuple[tuple[int, LogChange], ...] = ()
     note: bytes = b""
 
     @property

@@ -72,7 +72,7 @@ class LogWalk:
     """Walks a log once; `findings`, `count` and the other counters are the result.
 
     `known` are checkpoints seen earlier, `files` the paths that exist (may be empty), `after` the
-    one to go on from; see `logdir`. `changes` are the entries in clear that were met.
+    one to go on from; see `logdir`. `changes` are the entries in clear that were met, with places.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class LogWalk:
         self.files = 0
         self.entry_bytes = 0
         self.unknown: list[str] = []
-        self.changes: list[LogChange] = []
+        self.changes: list[tuple[int, LogChange]] = []
         self.listed: dict[tuple[int | None, int], set[int]] = {}
         for path in files:
             self._list(path)
@@ -196,7 +196,7 @@ class LogWalk:
             return
         first = bundle.index * TILE_WIDTH
         hashes, odd, changes, end = _hash_entries(data, bundle.width)
-        self.changes += [change for at, change in changes if first + at >= self._since]
+        self.changes += [(first + at, c) for at, c in changes if first + at >= self._since]
         derived = b"".join(hashes)
         if len(hashes) < bundle.width:
             at = len(hashes) if stored is None else _first_difference(derived, stored)

@@ -39,6 +39,7 @@ def log_files(
     leaves: Sequence[bytes],
     sizes: Sequence[int] = (),
     signers: Sequence[Signer] | None = None,
+    origin: str = ORIGIN,
 ) -> dict[str, bytes]:
     """Return path → content of a log that published its tiles at each of `sizes`, then of all."""
     tree = tree_of(leaves)
@@ -47,8 +48,8 @@ def log_files(
     for new in (*sizes, len(leaves)):
         files.update(files_between(tree, lambda start, end: leaves[start:end], old, new))
         old = new
-    checkpoint = Checkpoint(ORIGIN, len(leaves), tree.root())
-    files[CHECKPOINT_PATH] = sign_checkpoint(checkpoint, signers or [signer()])
+    checkpoint = Checkpoint(origin, len(leaves), tree.root())
+    files[CHECKPOINT_PATH] = sign_checkpoint(checkpoint, signers or [signer(name=origin)])
     return files
 
 

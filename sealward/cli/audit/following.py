@@ -123,8 +123,13 @@ class Follower:
             )
         self._at, self._final = None, None
         report = self._go_on(folder, None)
-        first = report.changes[0] if report.changes else None
-        if not isinstance(first, LogSuccessor) or self._checkpoint_of(first) != ended:
+        place, first = report.changes[0] if report.changes else (0, None)
+        if (
+            place
+            or not isinstance(first, LogSuccessor)
+            or first.origin != origin
+            or self._checkpoint_of(first) != ended
+        ):
             raise CliError(
                 f"the log {origin} does not begin with the final checkpoint of {ended.origin}",
                 verified=False,
@@ -141,17 +146,20 @@ class Follower:
     def _go_on(self, folder: Path, after: Checkpoint | None) -> LogReport:
         report = self._verify(folder, self._vkeys, after)
         self._at, self._note = report.checkpoint, report.note
-        for change in report.changes:
-            self._learn(change, report.origin)
+        if report.size != report.after:
+            # A log that goes on after its end has not ended.
+            self._final = None
+        for place, change in report.changes:
+            self._learn(change, report, last=place == report.size - 1)
         return report
 
-    def _learn(self, change: LogChange, origin: str) -> None:
+    def _learn(self, change: LogChange, report: LogReport, *, last: bool) -> None:
         """Trust the key that an entry of a verified log names."""
-        if change.origin != origin:
+        if change.origin != report.origin:
             return
         if isinstance(change, LogKey):
             self._trust(change.new)
-        elif isinstance(change, LogFinal):
+        elif isinstance(change, LogFinal) and last:
             self._trust(change.key)
             self._final = change
 

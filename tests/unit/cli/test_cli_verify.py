@@ -16,13 +16,14 @@ from sealward.cli.audit.following import Follower
 from sealward.cli.audit.verifying import Verification
 from sealward.cli.errors import CliError
 from sealward.tlog.checkpoint import open_checkpoint
+from sealward.tlog.logchange import LogFinal, LogSuccessor, change_leaf
 from sealward.tlog.logdir import LogReport, directory_reader, verify_log
 from sealward.tlog.note import parse_vkeys
 from services.audit.logkeys import DAY, rotate
 from tests.support.audit_shards import Logs, opened
 from tests.support.audit_suite import entry_bytes
 from tests.support.inference_suite import until
-from tests.support.tlog_logs import entries, entry, log_files, signer, write_log
+from tests.support.tlog_logs import ORIGIN, entries, entry, log_files, signer, write_log
 
 
 @pytest.fixture
@@ -208,6 +209,49 @@ def test_a_log_in_the_place_of_another_is_no_successor(logs: Logs, tmp_path: Pat
     write.mkdir()
     (write / "checkpoint").write_bytes(foreign)
     with pytest.raises(CliError, match="does not follow"):
+        watch.step()
+
+
+@pytest.mark.parametrize("begins", ["with it", "with another", "with nothing", "late"])
+def test_the_next_log_begins_with_the_end_of_the_one_before(tmp_path: Path, begins: str) -> None:
+    """Whoever has the next log's key cannot leave out, or exchange, the log before it."""
+    folder, moved = tmp_path / "log", tmp_path / "logs/default/2026/log"
+    following = ORIGIN.replace("2026", "2027")
+    final = LogFinal(ORIGIN, following, signer(name=following).vkey)
+    old = [*entries(300), change_leaf(bytes(16), final)]
+    write_log(folder, log_files(old))
+    (tmp_path / "log.vkey").write_text(f"{signer().vkey}\n")
+    watch = Watch(folder, tmp_path / "log.vkey")
+    moved.parent.mkdir(parents=True)
+    folder.rename(moved)
+    told = log_files([*old[1:], old[0]] if begins == "with another" else old)["checkpoint"]
+    first = change_leaf(bytes(range(16)), LogSuccessor(following, ORIGIN, told))
+    leaves = {"with nothing": entries(3), "late": [*entries(2), first]}
+    new = leaves.get(begins, [first, *entries(2)])
+    write_log(folder, log_files(new, origin=following))
+    if begins == "with it":
+        assert watch.step() == [("2027", 0, 3)]
+        return
+    with pytest.raises(CliError, match="does not begin with the final checkpoint") as caught:
+        watch.step()
+    assert caught.value.details["entry"] == 0
+
+
+def test_a_log_that_goes_on_after_its_end_leads_nowhere(tmp_path: Path) -> None:
+    folder, moved = tmp_path / "log", tmp_path / "logs/default/2026/log"
+    following = ORIGIN.replace("2026", "2027")
+    end = change_leaf(bytes(16), LogFinal(ORIGIN, following, signer(name=following).vkey))
+    write_log(folder, log_files([*entries(300), end]))
+    (tmp_path / "log.vkey").write_text(f"{signer().vkey}\n")
+    watch = Watch(folder, tmp_path / "log.vkey")
+    old = log_files([*entries(300), end, entry(301)])
+    write_log(folder, old)
+    assert watch.step() == [("2026", 301, 302)]
+    moved.parent.mkdir(parents=True)
+    folder.rename(moved)
+    first = change_leaf(bytes(16), LogSuccessor(following, ORIGIN, old["checkpoint"]))
+    write_log(folder, log_files([first], origin=following))
+    with pytest.raises(CliError, match="does not follow the one before"):
         watch.step()
 
 

@@ -423,6 +423,6 @@ def test_changes_of_the_log_are_reported_where_they_are_met() -> None:
     change = LogKey(ORIGIN, signer(1).vkey, signer(2).vkey)
     leaves = [*entries(299), change_leaf(bytes(16), change), *entries(5)]
     files = log_files(leaves)
-    assert verify(files).changes == (change,)
-    assert going_on(files, at(leaves, 299))[0].changes == (change,)
+    assert verify(files).changes == ((299, change),)
+    assert going_on(files, at(leaves, 299))[0].changes == ((299, change),)
     assert going_on(files, at(leaves, 300))[0].changes == ()
