@@ -109,6 +109,7 @@ class Soak:
             self.read_everything_anew()
         except RuntimeError as error:
             self.report.trouble.append(str(error))
+            self._count_deaths()
         finally:
             self.sealward("down")
         return self.report
@@ -120,6 +121,7 @@ class Soak:
 
     def read_everything_anew(self) -> None:
         """Start the suite anew, and open everything that is sealed."""
+        self._count_deaths()
         self._say("starting anew")
         self.sealward("down")
         self.sealward("up", "--detach")
@@ -148,6 +150,14 @@ class Soak:
                 f"sealward {' '.join(arguments)}: {done.returncode} {done.stdout} {done.stderr}"
             )
         return json.loads(done.stdout)
+
+    def _count_deaths(self) -> None:
+        """A process that ended by itself is a finding even where nobody noticed."""
+        for name, child in self.suite.state().get("processes", {}).items():
+            if child["restarts"]:
+                self.report.trouble.append(
+                    f"{name} ended {child['restarts']} times, last with {child['last_exit']}"
+                )
 
     # --- a round -----------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from sealward.kit.oldtls import refuse_old_tls
 from sealward.kit.reasons import CODES, Code, Reason
 from sealward.kit.revocation import Revocations
 from sealward.kit.seam import Answer, OutCall
-from sealward.kit.server import GrpcServer
+from sealward.kit.server import GrpcServer, connection_age, stream_age
 from sealward.kit.settings import ServiceSettings, load, settings_config
 from sealward.kit.status import DETAILS_KEY
 from sealward.kit.tls import Credentials, Material
@@ -704,3 +704,10 @@ def test_a_log_on_a_full_disk_fails_no_call() -> None:
 def test_odd_identities_are_refused(uri: str) -> None:
     with pytest.raises(SealwardError):
         parse_identity(uri)
+
+
+@pytest.mark.parametrize("seconds", [4, 30, 110, 600, 3600, 86_400])
+def test_a_long_stream_is_opened_anew_before_its_connection_ends(seconds: int) -> None:
+    """The core ends a connection a tenth sooner or later; a stream that is cut loses calls."""
+    assert stream_age(seconds) < 0.9 * connection_age(seconds)
+    assert connection_age(seconds) < seconds / 4
