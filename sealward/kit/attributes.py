@@ -26,6 +26,14 @@ MODEL_DIGEST = "sealward.model.digest"
 INPUT_DIGEST = "sealward.input.digest"
 OUTPUT_DIGEST = "sealward.output.digest"
 ROWS = "sealward.rows"
+INPUTS_DROPPED = "sealward.inputs.dropped"
+"""How many inputs of the request the model does not declare; it was not given them."""
+INPUTS_DROPPED_NAMES = "sealward.inputs.dropped.names"
+"""Those of their names that are of a fixed list (services/inference/undeclared.py)."""
+OUTPUTS_WITHHELD = "sealward.outputs.withheld"
+"""How many outputs of the model were not released to this role."""
+OUTPUTS_WITHHELD_NAMES = "sealward.outputs.withheld.names"
+"""Their names, which are the model's own, as far as there is room."""
 BATCH_SIZE = "sealward.batch.size"
 BATCH_POSITION = "sealward.batch.position"
 DATA_CATEGORY = "sealward.data.category"
@@ -68,7 +76,9 @@ ALLOWED = frozenset(
     {
         EVENT_TYPE, EVENT_ID, OUTCOME, CODE, REASON, ACTOR_ID, ACTOR_KIND, ACTOR_ROLES, ACTOR_CERT,
         SESSION_ID, PURPOSE, BREAK_GLASS, BREAK_GLASS_REASON, MODEL_NAME, MODEL_VERSION,
-        MODEL_DIGEST, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN, ORGANIZATION,
+        MODEL_DIGEST, INPUTS_DROPPED, INPUTS_DROPPED_NAMES, OUTPUTS_WITHHELD,
+        OUTPUTS_WITHHELD_NAMES, ROWS, BATCH_SIZE, BATCH_POSITION, DATA_CATEGORY, DATA_ORIGIN,
+        ORGANIZATION,
         POLICY_ID, POLICY_DIGEST, CALLER_SEQ, RUNTIME_DIGEST, DETERMINISM, PRODUCER_ID,
         PRODUCER_SEQ, PRODUCER_INSTANCE, TARGET, COUNT, VERDICT, CHANGE_BEFORE, CHANGE_AFTER,
         REVOCATION_REASON,

@@ -130,6 +130,10 @@ def run_of(record: bytes) -> Run:
             (names.BATCH_SIZE, r.batch_size),
             (names.BATCH_POSITION, r.batch_position),
         ]
+    if r.inputs_dropped:
+        values.append((names.INPUTS_DROPPED, r.inputs_dropped))
+    if r.dropped_names:
+        values.append((names.INPUTS_DROPPED_NAMES, tuple(r.dropped_names)))
     encoded = b"".join(attribute(key, value) for key, value in values)
     return Run(r.model_name, r.model_version, r.model_digest, encoded)
 

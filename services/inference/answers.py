@@ -15,8 +15,11 @@ from services.inference import contents
 from services.inference.datatypes import Array
 from services.inference.manifest import Manifest, OutputSpec
 from services.inference.tensors import Decoded
+from services.inference.undeclared import Dropped
 
 DIGEST_PARAMETER = "sealward_model_digest"
+DROPPED_PARAMETER = "sealward_inputs_dropped"
+"""Response parameter (int64): how many inputs the model does not declare, and never saw."""
 
 _ID = tag(3, BYTES)
 _RAW = tag(6, BYTES)
@@ -56,6 +59,12 @@ class Encoder:
         Raw when the request was, and also when a wanted output has no typed form: the protocol
         wants one form for all outputs of a response.
         """
+        if request.dropped is not None:
+            # Parameters may stand anywhere in a message.
+            return self._answer(request, outputs) + _said(request.dropped)
+        return self._answer(request, outputs)
+
+    def _answer(self, request: Decoded, outputs: Sequence[Array]) -> bytes:
         wanted = request.outputs
         if not request.raw and not any(self._raw_only[n] for n in wanted):
             return self._typed(request, outputs)
@@ -75,11 +84,17 @@ class Encoder:
         parts += [bytes_field(6, raw) for raw in raws]
         return b"".join(parts)
 
-    def record(self, rows: int, batch_size: int, position: int) -> bytes:
+    def record(
+        self, rows: int, batch_size: int, position: int, dropped: Dropped | None = None
+    ) -> bytes:
         """Return the serialised InferenceRecord of one call."""
         counts = _ROWS + varint(rows) + _BATCH_SIZE + varint(batch_size)
         if position:
             counts += _BATCH_POSITION + varint(position)
+        if dropped is not None:
+            counts += InferenceRecord(
+                inputs_dropped=dropped.count, dropped_names=dropped.names
+            ).SerializeToString()
         return self._record + counts
 
     @property
@@ -112,6 +127,11 @@ class Encoder:
                 contents=contents.to_typed(spec, array),
             )
         return response.SerializeToString()
+
+
+def _said(dropped: Dropped) -> bytes:
+    count = InferParameter(int64_param=dropped.count)
+    return ModelInferResponse(parameters={DROPPED_PARAMETER: count}).SerializeToString()
 
 
 def _header(spec: OutputSpec, shape: Sequence[int]) -> bytes:

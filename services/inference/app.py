@@ -74,7 +74,9 @@ class InferenceApp:
         recorder = Recorder(self._spool, "inference")
         self._records = InferenceRecords(recorder, digest, RefusalLimit())
         self._metrics = ModelMetrics(ctx.metrics)
-        self._registry = Registry(spec, digest)
+        self._registry = Registry(
+            spec, digest, refuse_undeclared=settings.undeclared_inputs == "refuse"
+        )
         front = BatchFront(
             INFER,
             InferRequest,

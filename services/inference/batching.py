@@ -186,7 +186,10 @@ class Batcher:
                 error, _ = as_sealward_error(caught, self._log, job.call.method)
                 answers.append(self._refusal(job.call, job.model, error))
                 continue
-            record = encoder.record(rows, job.size, job.position)
+            dropped = job.request.dropped
+            if dropped is not None:
+                self._metrics.dropped(job.model.manifest, dropped.count)
+            record = encoder.record(rows, job.size, job.position, dropped)
             answer = Answer(job.call.id, body=body, record=record)
             parent = TraceParent.decoded(job.call.trace) if job.call.trace else None
             if parent is None:

@@ -30,6 +30,12 @@ class ModelMetrics:
             ("model", "reason"),
             registry=registry,
         )
+        self._dropped = Counter(
+            "sealward_model_inputs_dropped",
+            "Inputs of requests that the model does not declare and was not given",
+            ("model",),
+            registry=registry,
+        )
         self._ready = Gauge(
             "sealward_model_ready", "1 = passed its self-test", _MODEL, registry=registry
         )
@@ -49,6 +55,10 @@ class ModelMetrics:
     def refused(self, manifest: Manifest | None, reason: Reason) -> None:
         """Count one refused call."""
         self._refused.labels(manifest.name if manifest else "", reason.name).inc()
+
+    def dropped(self, manifest: Manifest, count: int) -> None:
+        """Count inputs that were dropped."""
+        self._dropped.labels(manifest.name).inc(count)
 
     def state(self, name: str, version: str, *, ready: bool) -> None:
         """Say whether a model is ready."""

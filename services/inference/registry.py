@@ -46,18 +46,25 @@ class Entry:
     model: Model | None = None
 
 
-def open_model(package: Package, runtime: RuntimeSpec, runtime_digest: str) -> Model:
+def open_model(
+    package: Package, runtime: RuntimeSpec, runtime_digest: str, *, refuse_undeclared: bool = False
+) -> Model:
     """Load a package into ONNX Runtime and run its self-test; raise EngineError."""
     manifest = package.manifest
     engine = Engine(manifest, package.onnx, runtime)
     engine.self_test(package.golden)
-    return Model(manifest, engine, Decoder(manifest), Encoder(manifest, runtime_digest))
+    decoder = Decoder(manifest, refuse_undeclared=refuse_undeclared)
+    return Model(manifest, engine, decoder, Encoder(manifest, runtime_digest))
 
 
 class Registry:
     """Finds models by name and version. Readers see whole states: entries are only replaced."""
 
-    def __init__(self, runtime: RuntimeSpec, runtime_digest: str) -> None:
+    def __init__(
+        self, runtime: RuntimeSpec, runtime_digest: str, *, refuse_undeclared: bool = False
+    ) -> None:
+        """`refuse_undeclared`: see Decoder."""
+        self._refuse_undeclared = refuse_undeclared
         self._runtime = runtime
         self._digest = runtime_digest
         self._entries: dict[tuple[str, str], Entry] = {}
@@ -74,7 +81,12 @@ class Registry:
         try:
             package = load()
             manifest = package.manifest
-            model = open_model(package, self._runtime, self._digest)
+            model = open_model(
+                package,
+                self._runtime,
+                self._digest,
+                refuse_undeclared=self._refuse_undeclared,
+            )
         except (PackageError, EngineError) as error:
             entry = Entry(name, version, State.FAILED, str(error), manifest)
         except BaseException:

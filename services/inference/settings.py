@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ class InferenceSettings(ServiceSettings):
 
     shipped_dir: Path = SHIPPED
     """Folder with the packages that are sealed into the store when it does not have them yet."""
+    undeclared_inputs: Literal["drop", "refuse"] = "drop"
+    """What becomes of inputs that a model does not declare: dropped unread, or the call refused."""
     batch_calls: int = Field(default=256, ge=1, le=4096)
     """At most this many calls are handled as one batch."""
     batch_bytes: int = Field(default=8 << 20, ge=1 << 16, le=1 << 30)

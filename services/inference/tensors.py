@@ -6,6 +6,9 @@ arrays made when the model was loaded.
 
 Errors name the field (`inputs[measurements].fields[mean radius]`), the row and what the model
 declares, never what the caller sent: not even an unknown input's name is repeated.
+
+Inputs that the model does not declare are dropped unread where every declared one is there, or
+refused where the site says so (ADR 0040).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from sealward.kit.reasons import Reason
 from services.inference import contents
 from services.inference.datatypes import Array, bfloat16_to_float32
 from services.inference.manifest import FieldSpec, InputSpec, Manifest
+from services.inference.undeclared import Dropped, dropped
 
 # Parameters that would change what the answer means, of extensions that are not served.
 _UNSERVED = frozenset(
@@ -39,7 +43,8 @@ class Decoded:
 
     `arrays` are in the manifest's order and may share memory with the request's bytes. `outputs`
     are indices into the manifest's outputs, in the order that the caller asked for. `raw` says in
-    which form the caller sent, and so wants, its tensors.
+    which form the caller sent, and so wants, its tensors. `dropped`: what the request held beside
+    the declared inputs, and is not in here.
     """
 
     id: str
@@ -47,12 +52,17 @@ class Decoded:
     arrays: tuple[Array, ...]
     outputs: tuple[int, ...]
     raw: bool
+    dropped: Dropped | None = None
 
 
 class Decoder:
-    """Checks and decodes the requests to one model. Stateless after it was made; thread-safe."""
+    """Checks and decodes the requests to one model. Stateless after it was made; thread-safe.
 
-    def __init__(self, manifest: Manifest) -> None:
+    `refuse_undeclared`: a request with an input that the model does not declare is refused.
+    """
+
+    def __init__(self, manifest: Manifest, *, refuse_undeclared: bool = False) -> None:
+        self._refuse_undeclared = refuse_undeclared
         self._inputs = tuple(_Input(spec, manifest.max_rows) for spec in manifest.inputs)
         self._by_name = {i.spec.name: n for n, i in enumerate(self._inputs)}
         self._outputs = {spec.name: n for n, spec in enumerate(manifest.outputs)}
@@ -74,16 +84,14 @@ class Decoder:
             )
         arrays: list[Array | None] = [None] * len(self._inputs)
         rows = 0
+        undeclared: list[int] = []
         # By index: iterating over a container of the protobuf runtime ends in an exception.
         for index in range(count):
             tensor = sent[index]
             place = self._by_name.get(tensor.name)
             if place is None:
-                raise SealwardError(
-                    Reason.INPUT_NAME,
-                    f"the model declares no such input; it declares {', '.join(self._by_name)}",
-                    field=f"inputs[{index}].name",
-                )
+                undeclared.append(index)
+                continue
             declared = self._inputs[place]
             if arrays[place] is not None:
                 raise SealwardError(
@@ -99,11 +107,26 @@ class Decoder:
                         field=f"{declared.path}.shape",
                     )
                 rows = array.shape[0]
-        if count != len(self._inputs):
-            missing = next(i for i, a in zip(self._inputs, arrays, strict=True) if a is None)
-            raise SealwardError(Reason.INPUT_NAME, "the input is missing", field=missing.path)
+        if count != len(self._inputs) or undeclared:
+            self._check_names(arrays, undeclared)
         outputs = self._requested(request.outputs) if request.outputs else self._all
-        return Decoded(request.id, rows or 1, tuple(arrays), outputs, raw)  # type: ignore[arg-type]
+        decoded = Decoded(request.id, rows or 1, tuple(arrays), outputs, raw)  # type: ignore[arg-type]
+        if undeclared:
+            decoded.dropped = dropped(sent[index].name for index in undeclared)
+        return decoded
+
+    def _check_names(self, arrays: Sequence[Array | None], undeclared: Sequence[int]) -> None:
+        """Raise INPUT_NAME unless every declared input is there and others may be dropped."""
+        missing = [i for i, a in zip(self._inputs, arrays, strict=True) if a is None]
+        # A declared input under a mistyped name is the likeliest cause when both are true.
+        if undeclared and (missing or self._refuse_undeclared):
+            raise SealwardError(
+                Reason.INPUT_NAME,
+                f"the model declares no such input; it declares {', '.join(self._by_name)}",
+                field=f"inputs[{undeclared[0]}].name",
+            )
+        if missing:
+            raise SealwardError(Reason.INPUT_NAME, "the input is missing", field=missing[0].path)
 
     def _requested(
         self, requested: Sequence[ModelInferRequest.InferRequestedOutputTensor]

@@ -83,6 +83,8 @@ def carry_canaries(suite: RunningSuite, name: str) -> None:
     answered.id = TEXT
     answered.parameters["note"].string_param = TEXT
     answered.inputs[0].contents.fp32_contents[:4] = NUMBERS
+    dropped = answered.inputs.add(name=TEXT, datatype="BYTES", shape=[1])
+    dropped.contents.bytes_contents.append(TEXT.encode())
     suite.ask(name, answered, patient=TEXT)
 
     text = request()

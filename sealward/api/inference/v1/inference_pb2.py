@@ -25,27 +25,27 @@ _sym_db = _symbol_database.Default()
 from sealward.api.common.v1 import batch_pb2 as sealward_dot_api_dot_common_dot_v1_dot_batch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)sealward/api/inference/v1/inference.proto\x12\x19sealward.api.inference.v1\x1a\"sealward/api/common/v1/batch.proto\";\n\x0cInferRequest\x12+\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1c.sealward.api.common.v1.Call\"?\n\rInferResponse\x12.\n\x07replies\x18\x01 \x03(\x0b\x32\x1d.sealward.api.common.v1.Reply\"\xe5\x01\n\x0fInferenceRecord\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12\x16\n\x0e\x62\x61tch_position\x18\x06 \x01(\r\x12\x16\n\x0eruntime_digest\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65terminism\x18\x08 \x01(\t\x12\x15\n\rdata_category\x18\t \x01(\t\x12\x13\n\x0b\x64\x61ta_origin\x18\n \x01(\t\"\x13\n\x11ListModelsRequest\"F\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .sealward.api.inference.v1.Model\"\xaf\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.sealward.api.inference.v1.ModelState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x15\n\rmanifest_json\x18\x06 \x01(\t\x12\x1a\n\x12\x64\x65\x66\x61ult_timeout_ms\x18\x07 \x01(\r*q\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x32\xdd\x01\n\x10InferenceService\x12^\n\x05Infer\x12\'.sealward.api.inference.v1.InferRequest\x1a(.sealward.api.inference.v1.InferResponse(\x01\x30\x01\x12i\n\nListModels\x12,.sealward.api.inference.v1.ListModelsRequest\x1a-.sealward.api.inference.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)sealward/api/inference/v1/inference.proto\x12\x19sealward.api.inference.v1\x1a\"sealward/api/common/v1/batch.proto\";\n\x0cInferRequest\x12+\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1c.sealward.api.common.v1.Call\"?\n\rInferResponse\x12.\n\x07replies\x18\x01 \x03(\x0b\x32\x1d.sealward.api.common.v1.Reply\"\x94\x02\n\x0fInferenceRecord\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12\x16\n\x0e\x62\x61tch_position\x18\x06 \x01(\r\x12\x16\n\x0eruntime_digest\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65terminism\x18\x08 \x01(\t\x12\x15\n\rdata_category\x18\t \x01(\t\x12\x13\n\x0b\x64\x61ta_origin\x18\n \x01(\t\x12\x16\n\x0einputs_dropped\x18\x0b \x01(\r\x12\x15\n\rdropped_names\x18\x0c \x03(\t\"\x13\n\x11ListModelsRequest\"F\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .sealward.api.inference.v1.Model\"\xaf\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x34\n\x05state\x18\x04 \x01(\x0e\x32%.sealward.api.inference.v1.ModelState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x15\n\rmanifest_json\x18\x06 \x01(\t\x12\x1a\n\x12\x64\x65\x66\x61ult_timeout_ms\x18\x07 \x01(\r*q\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x32\xdd\x01\n\x10InferenceService\x12^\n\x05Infer\x12\'.sealward.api.inference.v1.InferRequest\x1a(.sealward.api.inference.v1.InferResponse(\x01\x30\x01\x12i\n\nListModels\x12,.sealward.api.inference.v1.ListModelsRequest\x1a-.sealward.api.inference.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealward.api.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=737
-  _globals['_MODELSTATE']._serialized_end=850
+  _globals['_MODELSTATE']._serialized_start=784
+  _globals['_MODELSTATE']._serialized_end=897
   _globals['_INFERREQUEST']._serialized_start=108
   _globals['_INFERREQUEST']._serialized_end=167
   _globals['_INFERRESPONSE']._serialized_start=169
   _globals['_INFERRESPONSE']._serialized_end=232
   _globals['_INFERENCERECORD']._serialized_start=235
-  _globals['_INFERENCERECORD']._serialized_end=464
-  _globals['_LISTMODELSREQUEST']._serialized_start=466
-  _globals['_LISTMODELSREQUEST']._serialized_end=485
-  _globals['_LISTMODELSRESPONSE']._serialized_start=487
-  _globals['_LISTMODELSRESPONSE']._serialized_end=557
-  _globals['_MODEL']._serialized_start=560
-  _globals['_MODEL']._serialized_end=735
-  _globals['_INFERENCESERVICE']._serialized_start=853
-  _globals['_INFERENCESERVICE']._serialized_end=1074
+  _globals['_INFERENCERECORD']._serialized_end=511
+  _globals['_LISTMODELSREQUEST']._serialized_start=513
+  _globals['_LISTMODELSREQUEST']._serialized_end=532
+  _globals['_LISTMODELSRESPONSE']._serialized_start=534
+  _globals['_LISTMODELSRESPONSE']._serialized_end=604
+  _globals['_MODEL']._serialized_start=607
+  _globals['_MODEL']._serialized_end=782
+  _globals['_INFERENCESERVICE']._serialized_start=900
+  _globals['_INFERENCESERVICE']._serialized_end=1121
 # @@protoc_insertion_point(module_scope)

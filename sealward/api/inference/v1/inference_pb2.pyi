@@ -112,6 +112,8 @@ class InferenceRecord(_message.Message):
     DETERMINISM_FIELD_NUMBER: _builtins.int
     DATA_CATEGORY_FIELD_NUMBER: _builtins.int
     DATA_ORIGIN_FIELD_NUMBER: _builtins.int
+    INPUTS_DROPPED_FIELD_NUMBER: _builtins.int
+    DROPPED_NAMES_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """Model name, as in its manifest."""
     model_version: _builtins.str
@@ -132,6 +134,12 @@ class InferenceRecord(_message.Message):
     """`sealward.data.category` of the model's input contract."""
     data_origin: _builtins.str
     """`sealward.data.origin` of the model's input contract."""
+    inputs_dropped: _builtins.int
+    """Inputs of the request that the model does not declare; they were dropped and never reached it."""
+    @_builtins.property
+    def dropped_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of their names that are of a fixed list of common ones. Any other is the caller's own text."""
+
     def __init__(
         self,
         *,
@@ -145,10 +153,12 @@ class InferenceRecord(_message.Message):
         determinism: _builtins.str = ...,
         data_category: _builtins.str = ...,
         data_origin: _builtins.str = ...,
+        inputs_dropped: _builtins.int = ...,
+        dropped_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_position", b"batch_position", "batch_size", b"batch_size", "data_category", b"data_category", "data_origin", b"data_origin", "determinism", b"determinism", "model_digest", b"model_digest", "model_name", b"model_name", "model_version", b"model_version", "rows", b"rows", "runtime_digest", b"runtime_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_position", b"batch_position", "batch_size", b"batch_size", "data_category", b"data_category", "data_origin", b"data_origin", "determinism", b"determinism", "dropped_names", b"dropped_names", "inputs_dropped", b"inputs_dropped", "model_digest", b"model_digest", "model_name", b"model_name", "model_version", b"model_version", "rows", b"rows", "runtime_digest", b"runtime_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
