@@ -56,10 +56,14 @@ def _python(_suite: Suite) -> Iterator[Finding]:
     yield Finding("python", "ok" if sys.version_info >= (3, 11) else "failed", version)
 
 
-def _packages(_suite: Suite) -> Iterator[Finding]:
+def _packages(suite: Suite) -> Iterator[Finding]:
     from sealward.cli.processes import services_roots, valkey_binary
+    from sealward.cli.store import has_own_store
 
-    for name, look in (("services", services_roots), ("valkey", valkey_binary)):
+    looks: list[tuple[str, Callable[[], object]]] = [("services", services_roots)]
+    if has_own_store(suite, os.environ):
+        looks.append(("valkey", valkey_binary))
+    for name, look in looks:
         try:
             look()
             yield Finding(name, "ok", "installed")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sealward.cli.errors import CliError
 from sealward.cli.provider import uses_vault, vault_environ
+from sealward.cli.store import has_own_store, store_environ
 from sealward.cli.suite import SERVICES, Suite
 
 VALKEY = "valkey"
@@ -53,7 +54,7 @@ class Spec:
 def specs(suite: Suite, environ: Mapping[str, str]) -> list[Spec]:
     """Return the processes of a suite, those that others need first. Raise CliError."""
     roots = services_roots()
-    valkey = [] if environ.get("REDIS_URL") else [_valkey(suite, environ)]
+    valkey = [_valkey(suite, environ)] if has_own_store(suite, environ) else []
     return valkey + [_service(suite, name, environ, roots) for name in SERVICES]
 
 
@@ -87,7 +88,9 @@ def service_environ(
     result[f"{prefix}ADDRESS"] = endpoints[name]["address"]
     result[f"{prefix}METRICS_ADDRESS"] = endpoints[name]["metrics"]
     if name == "gateway":
-        result["REDIS_URL"] = environ.get("REDIS_URL") or valkey_url(suite)
+        kept = {} if environ.get("REDIS_URL") else store_environ(suite)
+        result = {**kept, **result}
+        result["REDIS_URL"] = environ.get("REDIS_URL") or kept.get("REDIS_URL") or valkey_url(suite)
     result["PYTHONUNBUFFERED"] = "1"
     paths = [*roots, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     if paths:

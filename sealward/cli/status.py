@@ -13,6 +13,7 @@ import typer
 from sealward.cli.errors import Exit
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line, table
+from sealward.cli.store import store_environ
 from sealward.cli.suite import SERVICES, Suite
 
 _WATCH_SECONDS = 1.0
@@ -56,6 +57,9 @@ def collect(suite: Suite) -> dict[str, Any]:
     }
     if "valkey" in processes:
         found["session_store"] = _process(processes["valkey"])
+    elif suite.store_file.exists():
+        # The gateway is ready while it can be asked.
+        found["remote_session_store"] = {"url": store_environ(suite)["REDIS_URL"]}
     found["keys"] = _keys(suite)
     found["log"] = _log(suite)
     found["witness"] = _witness(suite)
@@ -153,6 +157,8 @@ def _print(found: dict[str, Any], *, as_json: bool) -> None:
             ["valkey", store["state"], "unix socket", store["pid"], store["restarts"],
              _mib(store["memory_bytes"])]
         )  # fmt: skip
+    if "remote_session_store" in found:
+        rows.append(["sessions", "", found["remote_session_store"]["url"], "", "", ""])
     supervisor = found["supervisor"]
     rows.append(
         ["supervisor", "running", "", supervisor["pid"], "", _mib(supervisor["memory_bytes"])]

@@ -115,6 +115,11 @@ class Suite:
         return self.secrets / "vault"
 
     @property
+    def store_file(self) -> Path:
+        """Where the session store is, for a suite that has no embedded one."""
+        return self.root / "redis.json"
+
+    @property
     def admin_password_file(self) -> Path:
         """The first administrator's one-time password, until it is used."""
         return self.secrets / "admin-password"

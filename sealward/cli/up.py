@@ -22,6 +22,7 @@ from sealward.cli.output import emit, line
 from sealward.cli.processes import PKCS11_MODULE, services_roots, valkey_binary
 from sealward.cli.provider import VaultChoice, choose, uses_vault
 from sealward.cli.readiness import Readiness
+from sealward.cli.store import StoreChoice, choose_store, has_own_store
 from sealward.cli.suite import SERVICES, Suite, port_is_free
 
 if TYPE_CHECKING:
@@ -56,23 +57,41 @@ def up(
     vault_namespace: Annotated[
         str, typer.Option("--vault-namespace", metavar="NAME", help="Namespace in Vault.")
     ] = "",
+    redis: Annotated[
+        str,
+        typer.Option(
+            "--redis",
+            metavar="URL",
+            help="Keep sessions in this server, rediss://USER@HOST:PORT; or `embedded`.",
+        ),
+    ] = "",
+    redis_credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--redis-credentials",
+            metavar="DIR",
+            help="Its `password`; ca.pem, cert.pem and key.pem where they are not Sealward's own.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start the whole suite on this machine and keep it running until Ctrl-C.
 
-    Where the keys are is decided the first time and kept in the folder.
+    Where the keys are is decided the first time and kept in the folder; where sessions are can
+    be changed with each start.
     """
     suite = Suite.at(directory)
     running = suite.supervisor_pid()
     choice = VaultChoice(vault, vault_credentials, vault_ca, vault_namespace)
+    store = StoreChoice(redis, redis_credentials)
     if running is not None:
-        if choice:
+        if choice or store:
             raise usage(f"the suite in {suite.root} is running", "stop it first: sealward down")
         line(f"the suite in {suite.root} is already running (process {running})", err=True)
         emit(suite.endpoints(), as_json=as_json, text=addresses(suite))
         return
     with (
-        start(suite, detach=detach, quiet=as_json, vault=choice) as started,
+        start(suite, detach=detach, quiet=as_json, vault=choice, store=store) as started,
         suppress(KeyboardInterrupt),
     ):
         # Ctrl-C from here on is the wanted end: leaving the block drains the suite.
@@ -195,14 +214,19 @@ class Started:
 
 
 def start(
-    suite: Suite, *, detach: bool = False, quiet: bool = False, vault: VaultChoice | None = None
+    suite: Suite,
+    *,
+    detach: bool = False,
+    quiet: bool = False,
+    vault: VaultChoice | None = None,
+    store: StoreChoice | None = None,
 ) -> Started:
     """Prepare the folder, start the supervisor and wait until everything serves.
 
     Raise CliError, and leave nothing running, when it does not.
     """
     began = time.monotonic()
-    prepare(suite, vault)
+    prepare(suite, vault, store)
     started = Started(suite, _spawn(suite, detach=detach), detached=detach)
     # A terminating signal has to end the suite as Ctrl-C does.
     _raise_on_term()
@@ -219,15 +243,19 @@ def start(
     return started
 
 
-def prepare(suite: Suite, vault: VaultChoice | None = None) -> None:
+def prepare(
+    suite: Suite, vault: VaultChoice | None = None, store: StoreChoice | None = None
+) -> None:
     """Make folders, addresses and what opens the keys; raise CliError when one cannot be had."""
     os.umask(0o077)
     environ = os.environ
     # Before anything is written: a client's machine has no services to start.
     services_roots()
-    if not environ.get("REDIS_URL"):
+    embedded = has_own_store(suite, environ) and not (store and store.url)
+    if embedded or (store and store.url == "embedded"):
         valkey_binary()
     suite.create(environ)
+    choose_store(suite, store or StoreChoice())
     choose(suite, vault or VaultChoice(), environ)
     elsewhere = environ.get("SEALWARD_KEYS_UNLOCK_FILE") or environ.get(PKCS11_MODULE)
     if not (elsewhere or uses_vault(suite, environ)):

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import redis
+
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.gateway.v1 import (
@@ -53,6 +55,7 @@ from services.gateway.sealing import SessionSealer
 from services.gateway.servicer import LogServicer, SessionServicer, UserServicer
 from services.gateway.sessions import SessionStore, make_pool
 from services.gateway.settings import GatewaySettings
+from services.gateway.storetls import StoreTls, connection_options
 from services.gateway.throttle import LoginThrottle
 from services.gateway.users import UserDirectory
 
@@ -109,7 +112,7 @@ class Gateway:
             on_ready=lambda ready: health.set("keys", ready=ready),
             metrics=LeaseMetrics(ctx.metrics),
         )
-        pool = make_pool(settings.redis_url, _secret(settings.redis_password_file))
+        self._pool, self._remote_store = pool, _ = _session_pool(ctx)
         self._sealer = SessionSealer(pool, self._ring, log)
         self._passwords = Passwords(queue=settings.login_queue)
         throttle = LoginThrottle(time.monotonic)
@@ -120,6 +123,7 @@ class Gateway:
             pool, self._sealer, self._users, log,
             idle_seconds=settings.idle_seconds, life_seconds=settings.life_seconds,
             on_state=self._sessions_are,
+            mark=self._remote_store.mark if self._remote_store else lambda: None,
         )  # fmt: skip
 
         self._policies = PolicyStore(settings.data_dir / "policies.db")
@@ -262,7 +266,10 @@ class Gateway:
 
     def _await_dependencies(self, deadline: float) -> None:
         missing = {"audit", "inference", "sessions", "keys"}
+        unchecked = self._remote_store
         while not self._ctx.stop.is_set():
+            if unchecked is not None and unchecked.check(self._pool):
+                unchecked = None
             try:
                 if "sessions" not in self._ctx.health.missing:
                     self._sealer.prepare()
@@ -270,7 +277,7 @@ class Gateway:
             except SealwardError:
                 pass  # told below, by the name of the part that is missing
             missing &= set(self._ctx.health.missing)
-            if not missing:
+            if not missing and unchecked is None:
                 return
             if time.monotonic() >= deadline:
                 raise StartupError(f"waited in vain for {', '.join(sorted(missing))}")
@@ -302,6 +309,19 @@ class Gateway:
                 work()
             except Exception as error:  # noqa: BLE001 - it has to go on
                 self._ctx.log.error("internal", error_type=type(error).__name__, where=where(error))
+
+
+def _session_pool(
+    ctx: ServiceContext[GatewaySettings],
+) -> tuple[redis.ConnectionPool, StoreTls | None]:
+    settings = ctx.settings
+    remote = settings.remote_store()
+    if remote is None:
+        return make_pool(settings.redis_url, _secret(settings.redis_password_file)), None
+    tls = StoreTls(remote, ctx.credentials, ctx.log)
+    # What is wrong with the files is told at once, whether the server is there or not.
+    tls.context()
+    return make_pool(settings.redis_url, remote=connection_options(remote, tls)), tls
 
 
 def _secret(path: Path | None) -> str | None:

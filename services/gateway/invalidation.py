@@ -41,14 +41,18 @@ class InvalidationLink:
         on_invalid: Callable[[Sequence[bytes] | None], None],
         on_state: Callable[[bool], None],
         log: structlog.typing.FilteringBoundLogger,
+        mark: Callable[[], object] = lambda: None,
     ) -> None:
+        """`mark` says what connections are made with: they are made anew when it changes."""
         self._pool = pool
+        self._mark = mark
         self._prefix = prefix
         self._on_invalid = on_invalid
         self._on_state = on_state
         self._log = log
         self._fresh_until = 0.0
         self._stop = threading.Event()
+        self._again = threading.Event()
         self._thread = threading.Thread(target=self._run, name="session-link", daemon=True)
 
     def start(self) -> None:
@@ -65,18 +69,23 @@ class InvalidationLink:
         """True while cached values may be believed."""
         return time.monotonic() < self._fresh_until
 
+    def reconnect(self) -> None:
+        """Believe nothing and open everything anew: the server is not the one it was."""
+        self._fresh_until = 0.0
+        self._again.set()
+
     def _run(self) -> None:
         there = False
         while not self._stop.is_set():
             # redis-py's connections are typed in part only.
-            feed: Any
-            tracker: Any
-            feed, tracker = self._pool.make_connection(), self._pool.make_connection()
+            pair: tuple[Any, Any] | None = None
             try:
-                self._open(feed, tracker)
+                self._again.clear()
+                pair = self._open()
                 self._log.info("sessions.link-open")
                 there = True
-                self._watch(feed, tracker)
+                while pair is not None and not self._stop.is_set():
+                    pair = self._watch(*pair)
             except STORE_ERRORS as error:
                 if there:
                     self._log.warning("sessions.link-lost", error_type=type(error).__name__)
@@ -86,44 +95,79 @@ class InvalidationLink:
                 if there:
                     there = False
                     self._on_state(False)
-                feed.disconnect()
-                tracker.disconnect()
+                _close(pair)
             self._stop.wait(_RETRY_SECONDS)
 
-    def _open(self, feed: Any, tracker: Any) -> None:
-        target = _ask(feed, "CLIENT", "ID")
-        _ask(feed, "SUBSCRIBE", CHANNEL)
-        _ask(
-            tracker,
-            *("CLIENT", "TRACKING", "ON", "REDIRECT", str(target)),
-            *("BCAST", "PREFIX", self._prefix),
-        )
-        # Nothing was tracked until now, whatever is cached is from before.
+    def _open(self) -> tuple[Any, Any]:
+        """Open the two connections; what is cached is from before."""
+        feed: Any
+        tracker: Any
+        feed, tracker = pair = (self._pool.make_connection(), self._pool.make_connection())
+        try:
+            target = _ask(feed, "CLIENT", "ID")
+            _ask(feed, "SUBSCRIBE", CHANNEL)
+            _ask(
+                tracker,
+                *("CLIENT", "TRACKING", "ON", "REDIRECT", str(target)),
+                *("BCAST", "PREFIX", self._prefix),
+            )
+        except BaseException:
+            _close(pair)
+            raise
         self._on_invalid(None)
+        return pair
 
-    def _watch(self, feed: Any, tracker: Any) -> None:
-        announced = False
-        while not self._stop.is_set():
-            sent = time.monotonic()
-            feed.send_command("PING")
-            _ask(tracker, "PING")
-            answered = False
-            while (left := sent + _PING_SECONDS - time.monotonic()) > 0 or not answered:
-                if left <= 0 and time.monotonic() - sent > FRESH_SECONDS:
-                    raise redis.TimeoutError
-                if not feed.can_read(timeout=max(left, 0.01)):
-                    continue
-                message = feed.read_response()
-                if message[0] == b"pong":
-                    answered = True
+    def _watch(self, feed: Any, tracker: Any) -> tuple[Any, Any] | None:
+        """Watch until something changes; return the connections to go on with, None at the end."""
+        mark = self._mark()
+        try:
+            announced = False
+            while not self._stop.is_set():
+                sent = time.monotonic()
+                feed.send_command("PING")
+                _ask(tracker, "PING")
+                self._listen(feed, sent)
+                if not announced:
+                    announced = True
+                    self._on_state(True)
+                if self._again.is_set():
+                    raise redis.ConnectionError("to be opened anew")
+                if self._mark() != mark:
+                    return self._moved()
+        finally:
+            _close((feed, tracker))
+        return None
+
+    def _moved(self) -> tuple[Any, Any]:
+        """Open connections with the new certificate, before those of the old one are closed."""
+        pair = self._open()
+        # Those in use are of the old certificate for as long as the pool keeps them.
+        self._pool.disconnect(inuse_connections=False)
+        self._log.info("sessions.link-renewed")
+        return pair
+
+    def _listen(self, feed: Any, sent: float) -> None:
+        """Take messages for a while, and at least until the PING of this time was answered."""
+        answered = False
+        while (left := sent + _PING_SECONDS - time.monotonic()) > 0 or not answered:
+            if left <= 0 and time.monotonic() - sent > FRESH_SECONDS:
+                raise redis.TimeoutError
+            if not feed.can_read(timeout=max(left, 0.01)):
+                continue
+            message = feed.read_response()
+            if message[0] == b"pong":
+                answered = True
+                if not self._again.is_set():
                     self._fresh_until = sent + FRESH_SECONDS
-                elif message[0] == b"message" and message[1] == CHANNEL:
-                    self._on_invalid(message[2])
-            if not announced:
-                announced = True
-                self._on_state(True)
+            elif message[0] == b"message" and message[1] == CHANNEL:
+                self._on_invalid(message[2])
 
 
 def _ask(connection: Any, *command: str | bytes) -> Any:
     connection.send_command(*command)
     return connection.read_response()
+
+
+def _close(pair: tuple[Any, Any] | None) -> None:
+    for connection in pair or ():
+        connection.disconnect()

@@ -48,6 +48,8 @@ _BY_ID = "sess-id:"
 _BY_USER = "sess-user:"
 _LINGER_SECONDS = 600
 _SOCKET_SECONDS = 0.5
+# A connection through TLS takes several round trips.
+_REMOTE_SECONDS = 1.0
 _CAPACITY = 20_000
 _NAME = re.compile(rb"[0-9a-f]{64}")
 
@@ -83,21 +85,26 @@ class _Entry:
         self.idle_until = idle_until
 
 
-def make_pool(url: str, password: str | None = None) -> redis.ConnectionPool:
-    """Make the pool that the store and its link connect with.
+def make_pool(
+    url: str, password: str | None = None, remote: dict[str, Any] | None = None
+) -> redis.ConnectionPool:
+    """Make the pool that the store and its link connect with; `remote` is for one on the network.
 
     RESP2, because invalidation messages do not reach a subscriber with redis-py's default; short
     time limits and no retries, because a call that waits for the store holds up others.
     """
-    extra: dict[str, Any] = {} if password is None else {"password": password}
-    return redis.ConnectionPool.from_url(
-        url,
-        protocol=2,
-        socket_timeout=_SOCKET_SECONDS,
-        socket_connect_timeout=_SOCKET_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-        **extra,
-    )
+    seconds = _SOCKET_SECONDS if remote is None else _REMOTE_SECONDS
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if remote is not None:
+        return redis.ConnectionPool(**options, **remote)
+    if password is not None:
+        options["password"] = password
+    return redis.ConnectionPool.from_url(url, **options)
 
 
 class SessionStore:
@@ -117,7 +124,9 @@ class SessionStore:
         idle_seconds: int,
         life_seconds: int,
         on_state: Callable[[bool], None],
+        mark: Callable[[], object] = lambda: None,
     ) -> None:
+        """`mark` tells states of the connections' certificate apart (storetls.py)."""
         self.idle_seconds = idle_seconds
         self._life_seconds = life_seconds
         self._sealer = sealer
@@ -129,7 +138,7 @@ class SessionStore:
         self._used: dict[str, None] = {}
         self._on_state = on_state
         self._log = log
-        self._link = InvalidationLink(pool, PREFIX, self._invalid, on_state, log)
+        self._link = InvalidationLink(pool, PREFIX, self._invalid, on_state, log, mark)
         self._stop = threading.Event()
         self._writer = threading.Thread(target=self._write_back, name="session-idle", daemon=True)
 
@@ -361,14 +370,24 @@ class SessionStore:
                         pipe.expire(_IDLE + name, self.idle_seconds)
                     pipe.execute()
             except STORE_ERRORS as error:
+                if isinstance(error, redis.exceptions.ReadOnlyError):
+                    self._demoted()
                 self._log.warning("sessions.touch-lost", error_type=type(error).__name__)
 
-    @staticmethod
-    def _run(operation: Callable[[], Any]) -> Any:
+    def _run(self, operation: Callable[[], Any]) -> Any:
         try:
             return operation()
+        except redis.exceptions.ReadOnlyError:
+            self._demoted()
+            raise _unavailable() from None
         except STORE_ERRORS:
             raise _unavailable() from None
+
+    def _demoted(self) -> None:
+        """The server became a replica: the address has to be asked anew who the primary is."""
+        self._log.warning("sessions.store-read-only")
+        self._redis.connection_pool.disconnect(inuse_connections=False)
+        self._link.reconnect()
 
 
 def _well_formed(names: Iterable[bytes]) -> list[str]:

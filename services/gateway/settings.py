@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from sealward.kit.settings import ServiceSettings, settings_config
+from services.gateway.storetls import Remote
 
 
 class GatewaySettings(ServiceSettings):
@@ -19,9 +21,16 @@ class GatewaySettings(ServiceSettings):
     redis_url: str = Field(
         validation_alias=AliasChoices("SEALWARD_GATEWAY_REDIS_URL", "REDIS_URL"), repr=False
     )
-    """Session store: `unix://PATH` for a private socket or `rediss://…` for TLS."""
+    """Session store: `unix://PATH` for a private socket or `rediss://USER@HOST:PORT[/DB]`."""
     redis_password_file: Path | None = None
-    """File with the session store's password, where it has one."""
+    """File with the password of the session store's user; needed with `rediss://`."""
+    redis_ca_file: Path | None = None
+    """PEM to verify the session store with; Sealward's own authority when not set."""
+    redis_cert_file: Path | None = None
+    """PEM of the client certificate for the session store, read anew for each connection; the
+    gateway's own certificate when not set."""
+    redis_key_file: Path | None = None
+    """PEM of its private key."""
     policy_file: Path | None = None
     """Policy set (Cedar); the shipped one when not set."""
     bootstrap_file: Path | None = None
@@ -54,4 +63,45 @@ class GatewaySettings(ServiceSettings):
     def _no_plaintext(cls, value: str) -> str:
         if not value.startswith(("unix://", "rediss://")):
             raise ValueError("must be unix://PATH or rediss://HOST:PORT: no plaintext")
+        if value.startswith("rediss://"):
+            _parts(value)
         return value
+
+    @model_validator(mode="after")
+    def _whole_remote(self) -> GatewaySettings:
+        remote = self.redis_url.startswith("rediss://")
+        if remote and self.redis_password_file is None:
+            raise ValueError("SEALWARD_GATEWAY_REDIS_PASSWORD_FILE is needed with rediss://")
+        if (self.redis_cert_file is None) != (self.redis_key_file is None):
+            raise ValueError(
+                "SEALWARD_GATEWAY_REDIS_CERT_FILE and …_KEY_FILE are set together or not at all"
+            )
+        return self
+
+    def remote_store(self) -> Remote | None:
+        """Return where the store is on the network; None for a socket on this machine."""
+        if not self.redis_url.startswith("rediss://") or self.redis_password_file is None:
+            return None
+        host, port, database, user = _parts(self.redis_url)
+        return Remote(
+            host, port, database, user, self.redis_password_file,
+            self.redis_ca_file, self.redis_cert_file, self.redis_key_file,
+        )  # fmt: skip
+
+
+def _parts(url: str) -> tuple[str, int, int, str]:
+    """Return host, port, database and user; raise ValueError, which never quotes the URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 6379
+    except ValueError:
+        raise ValueError("must be rediss://USER@HOST:PORT[/DB]") from None
+    if parts.password is not None:
+        raise ValueError("a password goes into SEALWARD_GATEWAY_REDIS_PASSWORD_FILE, not the URL")
+    database = parts.path.strip("/") or "0"
+    # A query could turn the verification of certificates off.
+    if not parts.hostname or parts.query or parts.fragment or not database.isdigit():
+        raise ValueError("must be rediss://USER@HOST:PORT[/DB]")
+    if not parts.username:
+        raise ValueError("must name the user of the session store: rediss://USER@HOST:PORT")
+    return parts.hostname, port, int(database), unquote(parts.username)

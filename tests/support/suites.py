@@ -119,8 +119,8 @@ class RunningSuite:
             timeout=120,
         ).returncode
 
-    def up(self) -> Any:
-        return self.sealward("up", "--detach", *self.provider_flags())
+    def up(self, *flags: str) -> Any:
+        return self.sealward("up", "--detach", *self.provider_flags(), *flags)
 
     def provider_flags(self) -> list[str]:
         """What the first `up` is told about its provider; the folder remembers it."""
