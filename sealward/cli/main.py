@@ -24,6 +24,7 @@ from sealward.cli import (
     infer,
     keys,
     login,
+    membership,
     model,
     policy,
     session,
@@ -59,7 +60,7 @@ def build() -> typer.Typer:
         app.command(name)(verb)
     nouns = {
         "user": user.app, "session": session.app, "factor": factor.app, "access": access.app,
-        "policy": policy.app,
+        "policy": policy.app, "membership": membership.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
         "vault": vault.app, "config": config.app,
     }  # fmt: skip

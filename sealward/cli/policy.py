@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,6 +156,10 @@ def explain(
     second_factor: Annotated[
         bool, typer.Option("--second-factor", help="The session has one.")
     ] = False,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", metavar="ROLE.NAME=VALUE", help="Of the caller's membership."),
+    ] = None,
     policy: OtherFile = None,
     acting: As = "",
     directory: Dir = DEFAULT,
@@ -169,6 +173,7 @@ def explain(
     question = pb.PolicyQuestion(
         roles=role or (), rpc=rpc, model=model, purpose=purpose, granted=granted,
         break_glass=break_glass, patient=patient, second_factor=second_factor,
+        parameters=_parameters(parameter or ()),
     )  # fmt: skip
     with _policies(directory, acting, "explaining") as (stub, who):
         answer = stub.ExplainPolicy(
@@ -182,6 +187,7 @@ def explain(
         "permitted": answer.permitted,
         "rule": answer.rule,
         "roles": list(answer.roles),
+        "outputs": list(answer.outputs),
         "deciding": [{"id": r.id, "effect": r.effect, "text": r.text} for r in answer.deciding],
         "changes": [{"what": c.what, "value": c.value, "rule": c.rule} for c in answer.changes],
         "digest": answer.digest,
@@ -210,11 +216,19 @@ def check_cases(
         answer = stub.TestPolicy(request, timeout=_CALL_SECONDS, metadata=who.metadata)
     failed = [result for result in answer.results if not result.passed]
     rows = [
-        {"name": r.name, "passed": r.passed, "permitted": r.permitted, "rule": r.rule}
+        {
+            "name": r.name,
+            "passed": r.passed,
+            "permitted": r.permitted,
+            "rule": r.rule,
+            "outputs": list(r.outputs),
+        }
         for r in answer.results
     ]
     lines = [
-        f"failed: {r.name}: {'permitted' if r.permitted else 'refused'} by {r.rule}" for r in failed
+        f"failed: {r.name}: {'permitted' if r.permitted else 'refused'} by {r.rule}"
+        + (f", outputs {', '.join(r.outputs)}" if r.outputs else "")
+        for r in failed
     ]
     lines.append(f"{len(rows) - len(failed)} of {len(rows)} as expected")
     emit(
@@ -242,6 +256,7 @@ def diff(
             {
                 "role": d.role, "rpc": d.rpc, "model": d.model, "purposes": list(d.purposes),
                 "opened": d.opened, "before": d.before_rule, "after": d.after_rule,
+                "before_outputs": list(d.before_outputs), "after_outputs": list(d.after_outputs),
             }
             for d in answer.differences
         ]  # fmt: skip
@@ -255,11 +270,12 @@ def diff(
         )  # fmt: skip
         return
     table(
-        ["", "role", "rpc", "model", "purposes", "by"],
+        ["", "role", "rpc", "model", "purposes", "by", "outputs"],
         [
             ["opens" if d.opened else "closes", d.role, d.rpc, d.model or "-",
              ", ".join(p or "(none)" for p in d.purposes),
-             d.after_rule if d.opened or d.after_rule != "default-deny" else d.before_rule]
+             d.after_rule if d.opened or d.after_rule != "default-deny" else d.before_rule,
+             _outputs(d.before_outputs, d.after_outputs)]
             for d in answer.differences
         ],
         empty=f"no difference in {answer.compared} questions",
@@ -370,7 +386,7 @@ def _cases(text: str) -> list[pb.PolicyCase]:
     for number, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("permitted"), bool):
             raise usage(f"case {number}: an object with `permitted`: true or false")
-        unknown = set(item) - known - {"permitted", "rule", "name"}
+        unknown = set(item) - known - {"permitted", "rule", "name", "outputs"}
         if unknown:
             raise usage(f"case {number}: {min(unknown)} is not known")
         asked = {key: value for key, value in item.items() if key in known}
@@ -380,6 +396,7 @@ def _cases(text: str) -> list[pb.PolicyCase]:
                 pb.PolicyCase(
                     name=item.get("name", f"case {number}"), question=question,
                     permitted=item["permitted"], rule=item.get("rule", ""),
+                    outputs=item.get("outputs", ()),
                 )
             )  # fmt: skip
         except (TypeError, ValueError):
@@ -390,12 +407,31 @@ def _cases(text: str) -> list[pb.PolicyCase]:
 def _explained(answer: pb.ExplainPolicyResponse) -> str:
     verdict = "permitted" if answer.permitted else "refused"
     lines = [f"{verdict} by {answer.rule}, for {', '.join(answer.roles)}"]
+    if answer.outputs:
+        among = ["all"] if list(answer.outputs) == ["*"] else answer.outputs
+        lines.append(f"outputs: {', '.join(among)}")
     lines += [found.text.rstrip("\n") for found in answer.deciding if found.text]
     if answer.changes:
         other = "refused" if answer.permitted else "permitted"
         lines.append(f"it would be {other} with one of:")
         lines += [f"  {change.what} {change.value}  ({change.rule})" for change in answer.changes]
     return "\n".join(lines)
+
+
+def _parameters(items: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise usage("--parameter is ROLE.NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def _outputs(before: Sequence[str], after: Sequence[str]) -> str:
+    if not before and not after:
+        return ""
+    return " -> ".join(", ".join(names) or "none" for names in (before, after))
 
 
 def _bundle(found: pb.PolicyBundle) -> dict[str, Any]:

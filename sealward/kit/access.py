@@ -85,6 +85,10 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service(
+            "sealward.api.gateway.v1.MembershipService",
+            {"SetMembership": _PEOPLE, "ListMemberships": _PEOPLE},
+        ),
+        **_service(
             "sealward.api.gateway.v1.PolicyService",
             dict.fromkeys(
                 (

@@ -98,7 +98,7 @@ EVENT_TYPES = frozenset(
         "factor.confirm", "factor.recovery", "factor.remove", "factor.reset",
         "session.denied-summary", "access.request", "access.list",
         "access.approve", "access.deny", "access.revoke", "policy.change", "policy.diff",
-        "policy.explain",
+        "policy.explain", "membership.set", "membership.list",
         "policy.propose", "policy.read", "policy.reject", "policy.shadow", "policy.test",
         "user.create", "user.disable", "user.list", "user.certificate",
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",

@@ -109,6 +109,10 @@ class Reason(IntEnum):
     # Witnesses
     NOT_COSIGNED = 100
 
+    # Minimum necessary
+    OUTPUTS_WITHHELD = 140
+    QUOTA_EXCEEDED = 141
+
 
 CODES: Mapping[Reason, Code] = MappingProxyType(
     {
@@ -158,5 +162,7 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.LOG_STATE: Code.FAILED_PRECONDITION,
         Reason.LOG_RETAINED: Code.FAILED_PRECONDITION,
         Reason.NOT_COSIGNED: Code.UNAVAILABLE,
+        Reason.OUTPUTS_WITHHELD: Code.PERMISSION_DENIED,
+        Reason.QUOTA_EXCEEDED: Code.RESOURCE_EXHAUSTED,
     }
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from sealward.kit.seam import Call
 from sealward.kit.wire import WireError, oip_head
 from services.gateway.emergency import check_patient
 from services.gateway.events import Event, Run
+from services.gateway.memberships import Parameters
+from services.gateway.memberships import none as no_parameters
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Facts, Policy
 from services.gateway.purposes import purpose_of
@@ -55,7 +58,8 @@ class Limits(Protocol):
 class Flight:
     """One prediction on its way through the gateway.
 
-    `deadline` is on the monotonic clock; `body` is the response message.
+    `deadline` is on the monotonic clock; `body` is the response message. `withheld` are the outputs
+    that were left out of it.
     """
 
     call: Call
@@ -71,6 +75,7 @@ class Flight:
     body: bytes = b""
     error: SealwardError | None = None
     run: Run | None = None
+    withheld: tuple[str, ...] = ()
 
 
 class Admission:
@@ -84,8 +89,13 @@ class Admission:
         limits: Limits,
         max_message_bytes: int,
         fresh_seconds: int = 0,
+        parameters: Callable[[str, tuple[str, ...]], Parameters] = no_parameters,
     ) -> None:
-        """`fresh_seconds` is for how long a proof of the second factor counts."""
+        """`fresh_seconds` is for how long a proof of the second factor counts.
+
+        `parameters` returns those of a user's memberships (Memberships.of).
+        """
+        self._parameters = parameters
         self._fresh = fresh_seconds
         self._sessions = sessions
         self._policy = policy
@@ -142,6 +152,7 @@ class Admission:
             granted=self._grants.covers(session.user_id, model, flight.purpose),
             break_glass=bool(session.break_glass), patient=bool(headers.patient),
             second_factor=time.time() < session.second_factor + self._fresh,
+            parameters=self._parameters(session.user_id, session.roles),
         )  # fmt: skip
         flight.decision = self._policy.decide(
             session.roles, "ModelInfer", model, flight.purpose, facts

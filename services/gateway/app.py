@@ -16,6 +16,7 @@ from sealward.api.gateway.v1 import (
     access_pb2_grpc,
     factor_pb2_grpc,
     gateway_pb2_grpc,
+    membership_pb2_grpc,
     policy_pb2_grpc,
 )
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
@@ -43,6 +44,8 @@ from services.gateway.factor_servicer import FactorServicer
 from services.gateway.factors.factors import Factors
 from services.gateway.factors.store import FactorStore
 from services.gateway.grants import Grants
+from services.gateway.membership_servicer import MembershipServicer
+from services.gateway.memberships import Memberships
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.oip import InferenceServicer
 from services.gateway.passwords import Passwords
@@ -134,7 +137,8 @@ class Gateway:
         )
         policy = changes.live
         self._grants = Grants(settings.data_dir / "grants.db", time.time)
-        authority = Authority(self._store, policy, settings.step_up_seconds)
+        self._memberships = Memberships(settings.data_dir / "memberships.db")
+        authority = Authority(self._store, policy, settings.step_up_seconds, self._memberships.of)
         denials = DenialLimit()
         writer = EventWriter()
         self._catalog = Catalog(inference_channels.get, settings.time_limit_seconds, log)
@@ -145,7 +149,7 @@ class Gateway:
 
         admission = Admission(
             self._store, policy, self._grants, self._catalog, settings.max_message_bytes,
-            settings.step_up_seconds,
+            settings.step_up_seconds, self._memberships.of,
         )  # fmt: skip
         self._pipeline = Pipeline(
             self._front, admission, self._inference, self._audit, writer, denials, self._catalog,
@@ -181,7 +185,17 @@ class Gateway:
                 ),
                 (
                     policy_pb2_grpc.add_PolicyServiceServicer_to_server,
-                    PolicyServicer(authority, changes, self._users, lambda: self._catalog.names),
+                    PolicyServicer(
+                        authority,
+                        changes,
+                        self._users,
+                        lambda: self._catalog.names,
+                        self._memberships.of,
+                    ),
+                ),
+                (
+                    membership_pb2_grpc.add_MembershipServiceServicer_to_server,
+                    MembershipServicer(authority, self._memberships, self._users),
                 ),
                 (
                     factor_pb2_grpc.add_FactorServiceServicer_to_server,
@@ -260,6 +274,7 @@ class Gateway:
         self._users.close()
         self._policies.close()
         self._grants.close()
+        self._memberships.close()
         self._factor_store.close()
         for channels in self._all_channels:
             channels.close()

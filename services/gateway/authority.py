@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
 from sealward.kit.reasons import Reason
 from services.gateway.admission import Sessions
+from services.gateway.memberships import Parameters
+from services.gateway.memberships import none as no_parameters
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Facts, Policy
 from services.gateway.session import Session, token_hash
@@ -40,8 +43,18 @@ class Caller:
 class Authority:
     """Admits control calls. Thread-safe."""
 
-    def __init__(self, sessions: Sessions, policy: Policy, fresh_seconds: int = 0) -> None:
-        """`fresh_seconds` is for how long a proof of the second factor counts."""
+    def __init__(
+        self,
+        sessions: Sessions,
+        policy: Policy,
+        fresh_seconds: int = 0,
+        parameters: Callable[[str, tuple[str, ...]], Parameters] = no_parameters,
+    ) -> None:
+        """`fresh_seconds` is for how long a proof of the second factor counts.
+
+        `parameters` returns those of a user's memberships (Memberships.of).
+        """
+        self._parameters = parameters
         self._sessions = sessions
         self._policy = policy
         self._fresh = fresh_seconds
@@ -86,6 +99,7 @@ class Authority:
             break_glass=bool(session.break_glass),
             patient=bool(patient),
             second_factor=time.time() < session.second_factor + self._fresh,
+            parameters=self._parameters(session.user_id, session.roles),
         )
 
 

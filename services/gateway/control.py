@@ -35,6 +35,7 @@ _USER = "/sealward.api.gateway.v1.UserService/"
 _FACTOR = "/sealward.api.gateway.v1.FactorService/"
 _ACCESS = "/sealward.api.gateway.v1.AccessService/"
 _POLICY = "/sealward.api.gateway.v1.PolicyService/"
+_MEMBERSHIP = "/sealward.api.gateway.v1.MembershipService/"
 _LOG = "/sealward.api.gateway.v1.LogService/"
 
 UNRECORDED = frozenset({f"{_OIP}ServerLive", f"{_OIP}ServerReady"})
@@ -80,6 +81,8 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_POLICY}DiffPolicy": "policy.diff",
         f"{_POLICY}SetShadowPolicy": "policy.shadow",
         f"{_POLICY}GetShadowPolicy": "policy.shadow",
+        f"{_MEMBERSHIP}SetMembership": "membership.set",
+        f"{_MEMBERSHIP}ListMemberships": "membership.list",
         f"{_LOG}GetConsistency": "log.consistency",
         f"{_LOG}GetReceipt": "log.receipt",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",

@@ -35,6 +35,9 @@ from services.gateway.session import Session
 _OUTCOMES = {Outcome.OK: "ok", Outcome.DENIED: "denied", Outcome.FAILED: "failed"}
 # Reasons below this one are about who asks and what they may do; the others about what went wrong.
 _FIRST_FAILURE = Reason.REQUEST_MALFORMED
+_MOST_NAMES, _NAMES_BYTES = 16, 192
+# Refusals whose numbers came later.
+_DENIALS = frozenset({Reason.OUTPUTS_WITHHELD, Reason.QUOTA_EXCEEDED})
 _METADATA = frozenset({Reason.PURPOSE_UNKNOWN, Reason.METADATA_UNKNOWN, Reason.METADATA_INVALID})
 
 
@@ -42,6 +45,8 @@ def outcome_of(error: SealwardError | None) -> Outcome:
     """Tell how a call ended: ok, denied (by us, for who asks or for what) or failed."""
     if error is None:
         return Outcome.OK
+    if error.reason in _DENIALS:
+        return Outcome.DENIED
     if error.reason < _FIRST_FAILURE and error.reason not in _METADATA:
         return Outcome.DENIED
     return Outcome.FAILED
@@ -136,6 +141,19 @@ def run_of(record: bytes) -> Run:
         values.append((names.INPUTS_DROPPED_NAMES, tuple(r.dropped_names)))
     encoded = b"".join(attribute(key, value) for key, value in values)
     return Run(r.model_name, r.model_version, r.model_digest, encoded)
+
+
+@lru_cache(maxsize=1024)
+def withheld(outputs: tuple[str, ...]) -> bytes:
+    """Encode how many outputs were left out of an answer, and names as there is room."""
+    room, shown = _NAMES_BYTES, []
+    for name in outputs[:_MOST_NAMES]:
+        room -= len(name)
+        if room < 0:
+            break
+        shown.append(name)
+    parts = attribute(names.OUTPUTS_WITHHELD, len(outputs))
+    return parts + (attribute(names.OUTPUTS_WITHHELD_NAMES, shown) if shown else b"")
 
 
 _caller_seq = IntAttribute(names.CALLER_SEQ).encode

@@ -5,8 +5,8 @@
 
 Nothing is answered before its record is in the log, refusals and failures included; without the
 log nothing is released and every caller is told AUDIT_UNAVAILABLE. Response bytes go out as they
-came in. A call is held in exactly one place at a time, and whoever takes it from there ends it, so
-it is answered once.
+came in, but for outputs that the caller's role may not see. A call is held in exactly one place at
+a time, and whoever takes it from there ends it, so it is answered once.
 
 Work happens in three places: `run` (admission), the reader thread of the inference stream
 (records) and the reader thread of the audit stream (receipts). A session that is not in the cache
@@ -39,6 +39,7 @@ from services.gateway.admission import Admission, Flight
 from services.gateway.denials import DenialLimit
 from services.gateway.events import Event, EventWriter
 from services.gateway.exchange import Callbacks, Exchange, Outgoing, reply_error
+from services.gateway.release import withhold
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 EVENT_TYPE = "inference.predict"
@@ -200,6 +201,9 @@ class Pipeline:
                 Reason.MESSAGE_TOO_LARGE,
                 f"the response would have more than {self._max_response_bytes} bytes",
             )
+        decided = flight.decision
+        if decided is not None and decided.outputs is not None:
+            body, flight.withheld = withhold(body, decided.outputs)
         flight.body = body
         flight.event.response = events.digest(body)
         flight.event.model = run.digest
@@ -249,6 +253,8 @@ class Pipeline:
             parts.append(run.encoded)
         if run is None or not run.model:
             parts.append(self._models.attributes(flight.model, flight.version))
+        if flight.withheld:
+            parts.append(events.withheld(flight.withheld))
         headers = flight.headers
         if headers.seq is not None:
             parts.append(events.caller_seq(headers.seq))

@@ -13,6 +13,8 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from services.gateway.authority import Authority
 from services.gateway.control import UNDO
+from services.gateway.memberships import Parameters, split
+from services.gateway.memberships import none as no_parameters
 from services.gateway.policy import NO_RULE, RULE_FAILED, CedarPolicy, Facts
 from services.gateway.policy import explain as questions
 from services.gateway.policy.changes import PolicyChanges, parse_policy
@@ -34,11 +36,13 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         changes: PolicyChanges,
         users: UserDirectory,
         models: Callable[[], Iterable[str]],
+        parameters: Callable[[str, tuple[str, ...]], Parameters] = no_parameters,
     ) -> None:
         self._authority = authority
         self._changes = changes
         self._users = users
         self._models = models
+        self._parameters = parameters
 
     def GetPolicy(self, _request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:
         """Return the set in force and what is proposed."""
@@ -115,6 +119,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
                 for change in questions.changes(policy, question)
             ],
             roles=question.roles,
+            outputs=questions.released(decision, question.rpc),
         )
 
     def TestPolicy(self, request: pb.TestPolicyRequest, context: Any) -> pb.TestPolicyResponse:
@@ -126,13 +131,19 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         results = []
         for case in request.cases:
             decision = questions.ask(policy, _question(case.question))
-            passed = decision.permitted == case.permitted and case.rule in ("", decision.rule)
+            outputs = questions.released(decision, case.question.rpc)
+            passed = (
+                decision.permitted == case.permitted
+                and case.rule in ("", decision.rule)
+                and (not case.outputs or set(case.outputs) == set(outputs))
+            )
             results.append(
                 pb.PolicyResult(
                     name=case.name,
                     passed=passed,
                     permitted=decision.permitted,
                     rule=decision.rule,
+                    outputs=outputs,
                 )
             )
         call_of(context).attributes[names.COUNT] = len(results)
@@ -149,6 +160,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
                 pb.PolicyDifference(
                     role=row.role, rpc=row.rpc, model=row.model, purposes=row.purposes,
                     opened=row.opened, before_rule=row.before_rule, after_rule=row.after_rule,
+                    before_outputs=row.before_outputs, after_outputs=row.after_outputs,
                 )
                 for row in rows
             ],
@@ -204,7 +216,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         return questions.Question(
             user.roles, question.rpc, question.model, question.purpose,
             Facts(user.name, "user", facts.granted, facts.break_glass, facts.patient,
-                  facts.second_factor),
+                  facts.second_factor, self._parameters(user.user_id, user.roles)),
         )  # fmt: skip
 
 
@@ -219,7 +231,7 @@ def _question(asked: pb.PolicyQuestion) -> questions.Question:
             raise SealwardError(Reason.FIELD_INVALID, f"{field} is not known", field=field)
     facts = Facts(
         asked.actor, asked.kind or "user", asked.granted, asked.break_glass, asked.patient,
-        asked.second_factor,
+        asked.second_factor, split(asked.parameters),
     )  # fmt: skip
     return questions.Question(tuple(asked.roles), asked.rpc, asked.model, asked.purpose, facts)
 

@@ -12,7 +12,13 @@ from collections.abc import Iterator, Mapping
 import grpc
 import pytest
 
-from sealward.api.gateway.v1 import access_pb2, factor_pb2, gateway_pb2, policy_pb2
+from sealward.api.gateway.v1 import (
+    access_pb2,
+    factor_pb2,
+    gateway_pb2,
+    membership_pb2,
+    policy_pb2,
+)
 from sealward.api.oip.v2 import open_inference_pb2
 from sealward.cli.connect import user_channel
 from sealward.cli.rpc import error_info
@@ -40,6 +46,7 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "GetPolicy": _POLICY | {"operator"}, "ListPolicies": _POLICY | {"operator"},
     "ExplainPolicy": _POLICY | {"operator"}, "TestPolicy": _POLICY, "DiffPolicy": _POLICY,
     "ProposePolicy": _POLICY, "ApprovePolicy": _POLICY, "RejectPolicy": _POLICY,
+    "SetMembership": _PEOPLE, "ListMemberships": _POLICY,
     "SetShadowPolicy": _POLICY, "GetShadowPolicy": _POLICY,
 }  # fmt: skip
 OPEN = frozenset({"ServerLive", "ServerReady", "Login"})
@@ -61,7 +68,8 @@ MODELS = ("breast-cancer", "diabetes-progression")
 
 def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
-    for file in (open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2):
+    files = (open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2, membership_pb2)
+    for file in files:
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 yield method.name, f"/{service.full_name}/{method.name}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
 from sealward.kit.statement import verify
 from tests.support.suites import RunningSuite, request, running
 
@@ -85,3 +86,75 @@ def test_a_wrong_policy_is_refused_in_words(own: RunningSuite, tmp_path: Path) -
     error = own.sealward("policy", "propose", str(wrong), code=1)["error"]
     assert error["reason"] == "FIELD_INVALID"
     assert "root" in error["message"]
+
+
+BILLING = """
+@id("billing-infer") @outputs("malignant_probability, $service.outputs")
+permit (principal in Role::"service", action == Action::"ModelInfer", resource is Model)
+when {
+  principal.hasTag("service.duty") && principal.getTag("service.duty") == "billing" &&
+  context has purpose && context.purpose == Purpose::"HPAYMT"
+};
+"""
+
+
+def test_outputs_by_role(own: RunningSuite, tmp_path: Path) -> None:
+    bill, sam = own.user("bill", "service"), own.user("sam", "security-admin")
+    pia = own.user("pia", "privacy-officer")
+    site = tmp_path / "site.cedar"
+    site.write_text(own.sealward("policy", "show")["active"]["text"] + BILLING)
+    made = own.sealward("policy", "propose", str(site), "--as", sam)
+    own.sealward("policy", "approve", made["digest"], "--as", pia)
+    assert own.refusal(bill, purpose="HPAYMT").details["reason"] == "POLICY_DENIED"
+
+    refused = own.sealward(
+        "membership", "set", bill, "--role", "service", "duty=billing", "--as", pia, code=1
+    )
+    assert refused["error"]["reason"] == "POLICY_DENIED"
+    own.sealward("membership", "set", bill, "--role", "service", "duty=billing", "--as", sam)
+    listed = own.sealward("membership", "list", bill)["memberships"]
+    assert listed == [{"user": bill, "role": "service", "parameters": {"duty": "billing"}}]
+    own_right = own.sealward(
+        "membership", "set", sam, "--role", "security-admin", "a=b", "--as", sam, code=1
+    )
+    assert own_right["error"]["reason"] == "POLICY_DENIED"
+    changed = own.sealward("audit", "query", "--type", "membership.set", "--outcome", "ok")
+    assert len(changed["events"]) == 1
+
+    answer = own.ask(bill, purpose="HPAYMT")
+    response = ModelInferResponse.FromString(answer.response)
+    assert [output.name for output in response.outputs] == ["malignant_probability"]
+    assert response.parameters["sealward_outputs_withheld"].string_param == "label"
+    shown = own.event(answer.proof.event_id)["span"]["attributes"]
+    assert shown["sealward.outputs.withheld"] == 1
+    assert shown["sealward.outputs.withheld.names"] == ["label"]
+    wanted = request()
+    wanted.outputs.add(name="label")
+    error = own.refusal(bill, wanted, purpose="HPAYMT")
+    assert error.details["reason"] == "OUTPUTS_WITHHELD"
+    assert own.event(error.details["event_id"])["span"]["attributes"]["sealward.outcome"] == (
+        "denied"
+    )
+
+    explain = ("policy", "explain", "--model", "breast-cancer", "--purpose", "HPAYMT")
+    assert own.sealward(*explain, "--user", bill)["outputs"] == ["malignant_probability"]
+    asked = own.sealward(
+        *explain, "--role", "service", "--parameter", "service.duty=billing",
+        "--parameter", "service.outputs=label",
+    )  # fmt: skip
+    assert asked["outputs"] == ["label", "malignant_probability"]
+    cases = tmp_path / "cases.json"
+    case = {
+        "name": "score alone", "roles": ["service"], "model": "breast-cancer",
+        "purpose": "HPAYMT", "parameters": {"service.duty": "billing"}, "permitted": True,
+        "outputs": ["malignant_probability"],
+    }  # fmt: skip
+    cases.write_text(json.dumps([case]))
+    assert own.sealward("policy", "test", str(cases))["failed"] == 0
+    cases.write_text(json.dumps([{**case, "outputs": ["*"]}]))
+    assert own.sealward("policy", "test", str(cases), code=1)["failed"] == 1
+
+    own.sealward("membership", "set", bill, "--role", "service", "duty=billing", "outputs=label")
+    whole = ModelInferResponse.FromString(own.ask(bill, purpose="HPAYMT").response)
+    assert {output.name for output in whole.outputs} == {"malignant_probability", "label"}
+    assert "sealward_outputs_withheld" not in whole.parameters

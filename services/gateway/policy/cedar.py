@@ -16,7 +16,7 @@ import cedarpy
 from cedarpy import pst
 
 from sealward.kit.errors import StartupError
-from services.gateway.policy import schema
+from services.gateway.policy import restrictions, schema
 from services.gateway.policy.interface import (
     NO_FACTS,
     NO_RULE,
@@ -33,6 +33,7 @@ LARGEST = 1 << 20
 
 _RULE_ID = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _CAPACITY = 4096
+_PREDICTION = "ModelInfer"
 _SAID_AT_MOST = 600
 
 
@@ -62,6 +63,13 @@ class CedarPolicy:
         """The ids of the rules, in the order of the text."""
         named = set(pst.entity_uids(parsed))
         _check_purposes(named)
+        self._outputs = {
+            given: restrictions.outputs_of(parsed.static_policies[name].annotations, name)
+            for name, given in self._ids.items()
+        }
+        self._withholds = any(items is not None for items in self._outputs.values())
+        # A question is the same one whatever parameters its caller has, if none is read.
+        self._reads_parameters = any(mark in text for mark in ("getTag", "hasTag", "$"))
         # Unless a policy names somebody, it makes no difference who asks.
         self._names_people = bool({uid.type.basename for uid in named} & {"User", "Workload"})
         self.named = frozenset((uid.type.basename, uid.id) for uid in named)
@@ -84,6 +92,7 @@ class CedarPolicy:
         key = (
             *(tuple(roles), rpc, model, purpose, actor, facts.kind, facts.granted),
             *(facts.break_glass, facts.patient, facts.second_factor),
+            facts.parameters if self._reads_parameters else (),
         )
         known = self._known.get(key)
         if known is None:
@@ -116,8 +125,22 @@ class CedarPolicy:
         self, roles: tuple[str, ...], rpc: str, model: str, purpose: str, facts: Facts, actor: str
     ) -> Decision:
         permitted, rules = self._evaluate(roles, rpc, model, purpose, facts, actor)
+        outputs = None
+        if permitted and self._withholds and rpc == _PREDICTION:
+            outputs = self._released(rules, facts)
         # The first of the text, so that the same question names the same rule on every gateway.
-        return Decision(permitted, rules[0] if rules else NO_RULE, self._digest)
+        return Decision(permitted, rules[0] if rules else NO_RULE, self._digest, outputs)
+
+    def _released(self, rules: Sequence[str], facts: Facts) -> frozenset[str] | None:
+        """Return what the policies that permit release together; None for everything."""
+        found: frozenset[str] = frozenset()
+        parameters = dict(facts.parameters)
+        for rule in rules:
+            items = self._outputs[rule]
+            if items is None:
+                return None
+            found |= restrictions.resolve(items, parameters)
+        return found
 
     def _evaluate(
         self, roles: tuple[str, ...], rpc: str, model: str, purpose: str, facts: Facts, actor: str
@@ -140,7 +163,7 @@ class CedarPolicy:
                 "context": context,
             },
             self._policies,
-            self._entities(facts.kind, actor, roles),
+            self._entities(facts.kind, actor, roles, facts.parameters),
             self._schema,
         )
         if result.diagnostics.errors:
@@ -149,13 +172,23 @@ class CedarPolicy:
         reasons = set(result.diagnostics.reasons)
         return result.allowed, [rule for name, rule in self._ids.items() if name in reasons]
 
-    def _entities(self, kind: str, actor: str, roles: tuple[str, ...]) -> cedarpy.Entities:
-        key = (kind, actor, roles)
+    def _entities(
+        self,
+        kind: str,
+        actor: str,
+        roles: tuple[str, ...],
+        parameters: tuple[tuple[str, str], ...],
+    ) -> cedarpy.Entities:
+        if not self._reads_parameters:
+            parameters = ()
+        key = (kind, actor, roles, parameters)
         found = self._principals.get(key)
         if found is None:
             if len(self._principals) >= _CAPACITY:
                 self._principals.clear()
-            found = self._base.with_added_json_str(schema.principal_json(kind, actor, roles))
+            found = self._base.with_added_json_str(
+                schema.principal_json(kind, actor, roles, parameters)
+            )
             self._principals[key] = found
         return found
 
@@ -181,6 +214,8 @@ def _rule_ids(parsed: pst.PolicySet) -> dict[str, str]:
             raise PolicyError(f"{name}: every policy has an @id that matches {_RULE_ID.pattern}")
         if given in found.values():
             raise PolicyError(f'two policies have the @id "{given}"')
+        permits = str(policy.effect).lower() == "permit"
+        restrictions.check_names(policy.annotations, name, permits=permits)
         if given in (NO_RULE, RULE_FAILED):
             raise PolicyError(f'"{given}" is kept for decisions that no policy made')
         found[name] = given

@@ -6,15 +6,18 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Any
 
 from services.gateway.policy.cedar import CedarPolicy
-from services.gateway.policy.interface import NO_FACTS, Decision, Facts
+from services.gateway.policy.interface import NO_FACTS, Decision, Facts, opens, same_effect
 from services.gateway.policy.schema import POLICY_RPCS
 from services.gateway.purposes import PURPOSES, groups_of
 from services.gateway.users import ROLES
 
 OTHER_MODEL = "*"
 """Stands for a model that no policy names."""
+ALL_OUTPUTS = "*"
+"""Stands for every output of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Questions, alike but for their purposes, that two sets decide differently."""
+    """Questions, alike but for their purposes, that two sets decide differently.
+
+    Outputs are those of a prediction that may be released: `*` alone = all, none = refused.
+    """
 
     role: str
     rpc: str
@@ -48,6 +54,8 @@ class Difference:
     opened: bool
     before_rule: str
     after_rule: str
+    before_outputs: tuple[str, ...] = ()
+    after_outputs: tuple[str, ...] = ()
 
 
 def ask(policy: CedarPolicy, question: Question) -> Decision:
@@ -55,6 +63,13 @@ def ask(policy: CedarPolicy, question: Question) -> Decision:
     return policy.decide(
         question.roles, question.rpc, question.model, question.purpose, question.facts
     )
+
+
+def released(decision: Decision, rpc: str) -> tuple[str, ...]:
+    """Return the outputs that a decision about a prediction releases; `*` = all."""
+    if not decision.permitted or rpc != "ModelInfer":
+        return ()
+    return (ALL_OUTPUTS,) if decision.outputs is None else tuple(sorted(decision.outputs))
 
 
 def changes(policy: CedarPolicy, question: Question) -> list[Change]:
@@ -99,21 +114,24 @@ def differences(before: CedarPolicy, after: CedarPolicy) -> tuple[list[Differenc
     other = next(n for n in (f"other-{i}" for i in itertools.count()) if n not in models)
     purposes = _alike(PURPOSES, named, "Purpose", groups_of)
     rpcs = _alike(POLICY_RPCS, named, "Action", lambda _rpc: ())
-    found: dict[tuple[str, str, str, bool, str, str], list[str]] = {}
+    found: dict[tuple[Any, ...], list[str]] = {}
     compared = 0
     for role, rpc, model in itertools.product(ROLES, rpcs, ["", *models, other]):
         for purpose, others in [("", [""]), *purposes.items()]:
             compared += 1
             old = before.decide((role,), rpc, model, purpose)
             new = after.decide((role,), rpc, model, purpose)
-            if old.permitted != new.permitted:
+            if not same_effect(old, new):
                 shown = OTHER_MODEL if model == other else model
                 for each in rpcs[rpc]:
-                    key = (role, each, shown, new.permitted, old.rule, new.rule)
+                    key = (
+                        *(role, each, shown, opens(old, new), old.rule, new.rule),
+                        *(released(old, each), released(new, each)),
+                    )
                     found.setdefault(key, []).extend(others)
     rows = [
-        Difference(role, rpc, model, tuple(sorted(among)), opened, old_rule, new_rule)
-        for (role, rpc, model, opened, old_rule, new_rule), among in found.items()
+        Difference(role, rpc, model, tuple(sorted(among)), *rest)
+        for (role, rpc, model, *rest), among in found.items()
     ]
     return rows, compared
 

@@ -19,7 +19,8 @@ class Facts:
     `actor` is the user's or workload's name, `kind` `user` or `workload`. `granted`: a just-in-time
     grant of this actor covers model and purpose now. `break_glass`: the session was opened by
     breaking the glass. `patient`: the call names a patient. `second_factor`: the session was
-    opened, or stepped up, with one.
+    opened, or stepped up, with one. `parameters`: those of the actor's memberships, pairs of
+    `role.key` and value, sorted.
     """
 
     actor: str = ""
@@ -28,6 +29,7 @@ class Facts:
     break_glass: bool = False
     patient: bool = False
     second_factor: bool = False
+    parameters: tuple[tuple[str, str], ...] = ()
 
 
 NO_FACTS = Facts()
@@ -35,11 +37,29 @@ NO_FACTS = Facts()
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided, by which rule of which policy set (SHA-256 of its text, hexadecimal)."""
+    """What was decided, by which rule of which policy set (SHA-256 of its text, hexadecimal).
+
+    `outputs`: of a prediction that is permitted these outputs may be released; None = all.
+    """
 
     permitted: bool
     rule: str
     digest: str
+    outputs: frozenset[str] | None = None
+
+
+def same_effect(one: Decision, other: Decision) -> bool:
+    """Whether two decisions let the same call through with the same outputs."""
+    return (one.permitted, one.outputs) == (other.permitted, other.outputs)
+
+
+def opens(before: Decision, after: Decision) -> bool:
+    """Whether the second decision lets something through that the first does not."""
+    if not (before.permitted and after.permitted):
+        return after.permitted
+    if before.outputs is None:
+        return False
+    return after.outputs is None or not after.outputs <= before.outputs
 
 
 class PolicyError(Exception):

@@ -7,7 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.gateway.policy.interface import NO_FACTS, Decision, Facts, Policy
+from services.gateway.policy.interface import (
+    NO_FACTS,
+    Decision,
+    Facts,
+    Policy,
+    opens,
+    same_effect,
+)
 
 _MOST_KINDS = 10_000
 
@@ -89,9 +96,9 @@ class LivePolicy:
         other = shadow.policy.decide(roles, rpc, model, purpose, facts)
         with self._lock:
             shadow.decided[0] += 1
-            if other.permitted == decision.permitted:
+            if same_effect(other, decision):
                 return
-            kind = Difference(roles, rpc, model, purpose, other.permitted, other.rule)
+            kind = Difference(roles, rpc, model, purpose, opens(decision, other), other.rule)
             # Model names come from callers: whoever makes them up shall not fill the memory.
             if kind in shadow.counts or len(shadow.counts) < _MOST_KINDS:
                 shadow.counts[kind] = shadow.counts.get(kind, 0) + 1

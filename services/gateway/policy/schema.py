@@ -28,8 +28,9 @@ PURPOSE_GROUPS = frozenset({ANY_PURPOSE, *(g for p in PURPOSES for g in groups_o
 _HEAD = """
 // Roles and purposes are listed, so that a policy cannot name one that does not exist.
 entity Role enum [{roles}];
-entity User in [Role];
-entity Workload in [Role];
+// Tags are the parameters of memberships: "service.duty".
+entity User in [Role] tags String;
+entity Workload in [Role] tags String;
 entity Purpose in [PurposeGroup];
 entity PurposeGroup;
 entity Model;
@@ -63,10 +64,15 @@ def entities_json() -> str:
     return json.dumps(found)
 
 
-def principal_json(kind: str, actor: str, roles: tuple[str, ...]) -> str:
-    """Return the caller as an entity that is in its roles."""
+def principal_json(
+    kind: str, actor: str, roles: tuple[str, ...], parameters: tuple[tuple[str, str], ...] = ()
+) -> str:
+    """Return the caller as an entity that is in its roles, with its parameters as tags."""
     parents = [{"type": "Role", "id": role} for role in roles]
-    return json.dumps([_entity(principal_type(kind), actor, parents)])
+    entity = _entity(principal_type(kind), actor, parents)
+    if parameters:
+        entity["tags"] = dict(parameters)
+    return json.dumps([entity])
 
 
 def principal_type(kind: str) -> str:

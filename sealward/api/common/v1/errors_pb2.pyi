@@ -158,6 +158,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     No checkpoint with the cosignatures that the witness policy asks for covers this event yet; wait
     for the time in RetryInfo.
     """
+    REASON_OUTPUTS_WITHHELD: _Reason.ValueType  # 140
+    """--- Minimum necessary ------------------------------------------------------------------------
+    The role may see none of the outputs that the call asked for.
+    """
+    REASON_QUOTA_EXCEEDED: _Reason.ValueType  # 141
+    """A quota of the role is used up; wait for the time in RetryInfo."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Every reason that Sealward gives in google.rpc.ErrorInfo{reason, domain = "sealward"}. The name
@@ -301,4 +307,10 @@ REASON_NOT_COSIGNED: Reason.ValueType  # 100
 No checkpoint with the cosignatures that the witness policy asks for covers this event yet; wait
 for the time in RetryInfo.
 """
+REASON_OUTPUTS_WITHHELD: Reason.ValueType  # 140
+"""--- Minimum necessary ------------------------------------------------------------------------
+The role may see none of the outputs that the call asked for.
+"""
+REASON_QUOTA_EXCEEDED: Reason.ValueType  # 141
+"""A quota of the role is used up; wait for the time in RetryInfo."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

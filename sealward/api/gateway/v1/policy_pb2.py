@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealward/api/gateway/v1/policy.proto\x12\x17sealward.api.gateway.v1\"\x82\x01\n\x0cPolicyBundle\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03jws\x18\x04 \x01(\x0c\x12\x13\n\x0bproposed_by\x18\x05 \x01(\t\x12\x13\n\x0b\x61pproved_by\x18\x06 \x01(\t\x12\x0c\n\x04time\x18\x07 \x01(\x03\"\x12\n\x10GetPolicyRequest\"\x93\x01\n\x11GetPolicyResponse\x12\x35\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\x12\x38\n\tproposals\x18\x02 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\x12\r\n\x05\x66ixed\x18\x03 \x01(\x08\"\x15\n\x13ListPoliciesRequest\"N\n\x14ListPoliciesResponse\x12\x36\n\x07\x62undles\x18\x01 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\"#\n\x14ProposePolicyRequest\x12\x0b\n\x03jws\x18\x01 \x01(\x0c\"P\n\x15ProposePolicyResponse\x12\x37\n\x08proposal\x18\x01 \x01(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\"3\n\x14\x41pprovePolicyRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0b\n\x03jws\x18\x02 \x01(\x0c\"N\n\x15\x41pprovePolicyResponse\x12\x35\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\"%\n\x13RejectPolicyRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x16\n\x14RejectPolicyResponse\"\xb7\x01\n\x0ePolicyQuestion\x12\r\n\x05roles\x18\x01 \x03(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x0f\n\x07granted\x18\x07 \x01(\x08\x12\x13\n\x0b\x62reak_glass\x18\x08 \x01(\x08\x12\x0f\n\x07patient\x18\t \x01(\x08\x12\x15\n\rsecond_factor\x18\n \x01(\x08\"m\n\x14\x45xplainPolicyRequest\x12\x39\n\x08question\x18\x01 \x01(\x0b\x32\'.sealward.api.gateway.v1.PolicyQuestion\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xc6\x01\n\x15\x45xplainPolicyResponse\x12\x11\n\tpermitted\x18\x01 \x01(\x08\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x35\n\x08\x64\x65\x63iding\x18\x03 \x03(\x0b\x32#.sealward.api.gateway.v1.PolicyRule\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x36\n\x07\x63hanges\x18\x05 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyChange\x12\r\n\x05roles\x18\x06 \x03(\t\"6\n\nPolicyRule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"9\n\x0cPolicyChange\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0c\n\x04rule\x18\x03 \x01(\t\"v\n\nPolicyCase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\x08question\x18\x02 \x01(\x0b\x32\'.sealward.api.gateway.v1.PolicyQuestion\x12\x11\n\tpermitted\x18\x03 \x01(\x08\x12\x0c\n\x04rule\x18\x04 \x01(\t\"U\n\x11TestPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x32\n\x05\x63\x61ses\x18\x02 \x03(\x0b\x32#.sealward.api.gateway.v1.PolicyCase\"\\\n\x12TestPolicyResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyResult\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"M\n\x0cPolicyResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x11\n\tpermitted\x18\x03 \x01(\x08\x12\x0c\n\x04rule\x18\x04 \x01(\t\"!\n\x11\x44iffPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\"\xa5\x01\n\x12\x44iffPolicyResponse\x12>\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32).sealward.api.gateway.v1.PolicyDifference\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x03(\t\x12\x0f\n\x07removed\x18\x05 \x03(\t\x12\x10\n\x08\x63ompared\x18\x06 \x01(\x04\"\x87\x01\n\x10PolicyDifference\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08purposes\x18\x04 \x03(\t\x12\x0e\n\x06opened\x18\x05 \x01(\x08\x12\x13\n\x0b\x62\x65\x66ore_rule\x18\x06 \x01(\t\x12\x12\n\nafter_rule\x18\x07 \x01(\t\"&\n\x16SetShadowPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\")\n\x17SetShadowPolicyResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x18\n\x16GetShadowPolicyRequest\"\x89\x01\n\x17GetShadowPolicyResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x02 \x01(\x04\x12>\n\x0b\x64ifferences\x18\x03 \x03(\x0b\x32).sealward.api.gateway.v1.ShadowDifference\x12\r\n\x05since\x18\x04 \x01(\x03\"{\n\x10ShadowDifference\x12\r\n\x05roles\x18\x01 \x03(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\x12\x0e\n\x06opened\x18\x05 \x01(\x08\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x04\x32\xd7\x08\n\rPolicyService\x12\x62\n\tGetPolicy\x12).sealward.api.gateway.v1.GetPolicyRequest\x1a*.sealward.api.gateway.v1.GetPolicyResponse\x12k\n\x0cListPolicies\x12,.sealward.api.gateway.v1.ListPoliciesRequest\x1a-.sealward.api.gateway.v1.ListPoliciesResponse\x12n\n\rProposePolicy\x12-.sealward.api.gateway.v1.ProposePolicyRequest\x1a..sealward.api.gateway.v1.ProposePolicyResponse\x12n\n\rApprovePolicy\x12-.sealward.api.gateway.v1.ApprovePolicyRequest\x1a..sealward.api.gateway.v1.ApprovePolicyResponse\x12k\n\x0cRejectPolicy\x12,.sealward.api.gateway.v1.RejectPolicyRequest\x1a-.sealward.api.gateway.v1.RejectPolicyResponse\x12n\n\rExplainPolicy\x12-.sealward.api.gateway.v1.ExplainPolicyRequest\x1a..sealward.api.gateway.v1.ExplainPolicyResponse\x12\x65\n\nTestPolicy\x12*.sealward.api.gateway.v1.TestPolicyRequest\x1a+.sealward.api.gateway.v1.TestPolicyResponse\x12\x65\n\nDiffPolicy\x12*.sealward.api.gateway.v1.DiffPolicyRequest\x1a+.sealward.api.gateway.v1.DiffPolicyResponse\x12t\n\x0fSetShadowPolicy\x12/.sealward.api.gateway.v1.SetShadowPolicyRequest\x1a\x30.sealward.api.gateway.v1.SetShadowPolicyResponse\x12t\n\x0fGetShadowPolicy\x12/.sealward.api.gateway.v1.GetShadowPolicyRequest\x1a\x30.sealward.api.gateway.v1.GetShadowPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealward/api/gateway/v1/policy.proto\x12\x17sealward.api.gateway.v1\"\x82\x01\n\x0cPolicyBundle\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03jws\x18\x04 \x01(\x0c\x12\x13\n\x0bproposed_by\x18\x05 \x01(\t\x12\x13\n\x0b\x61pproved_by\x18\x06 \x01(\t\x12\x0c\n\x04time\x18\x07 \x01(\x03\"\x12\n\x10GetPolicyRequest\"\x93\x01\n\x11GetPolicyResponse\x12\x35\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\x12\x38\n\tproposals\x18\x02 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\x12\r\n\x05\x66ixed\x18\x03 \x01(\x08\"\x15\n\x13ListPoliciesRequest\"N\n\x14ListPoliciesResponse\x12\x36\n\x07\x62undles\x18\x01 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\"#\n\x14ProposePolicyRequest\x12\x0b\n\x03jws\x18\x01 \x01(\x0c\"P\n\x15ProposePolicyResponse\x12\x37\n\x08proposal\x18\x01 \x01(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\"3\n\x14\x41pprovePolicyRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0b\n\x03jws\x18\x02 \x01(\x0c\"N\n\x15\x41pprovePolicyResponse\x12\x35\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32%.sealward.api.gateway.v1.PolicyBundle\"%\n\x13RejectPolicyRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x16\n\x14RejectPolicyResponse\"\xb7\x02\n\x0ePolicyQuestion\x12\r\n\x05roles\x18\x01 \x03(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x0c\n\x04kind\x18\x06 \x01(\t\x12\x0f\n\x07granted\x18\x07 \x01(\x08\x12\x13\n\x0b\x62reak_glass\x18\x08 \x01(\x08\x12\x0f\n\x07patient\x18\t \x01(\x08\x12\x15\n\rsecond_factor\x18\n \x01(\x08\x12K\n\nparameters\x18\x0b \x03(\x0b\x32\x37.sealward.api.gateway.v1.PolicyQuestion.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"m\n\x14\x45xplainPolicyRequest\x12\x39\n\x08question\x18\x01 \x01(\x0b\x32\'.sealward.api.gateway.v1.PolicyQuestion\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xd7\x01\n\x15\x45xplainPolicyResponse\x12\x11\n\tpermitted\x18\x01 \x01(\x08\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x35\n\x08\x64\x65\x63iding\x18\x03 \x03(\x0b\x32#.sealward.api.gateway.v1.PolicyRule\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x36\n\x07\x63hanges\x18\x05 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyChange\x12\r\n\x05roles\x18\x06 \x03(\t\x12\x0f\n\x07outputs\x18\x07 \x03(\t\"6\n\nPolicyRule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"9\n\x0cPolicyChange\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0c\n\x04rule\x18\x03 \x01(\t\"\x87\x01\n\nPolicyCase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\x08question\x18\x02 \x01(\x0b\x32\'.sealward.api.gateway.v1.PolicyQuestion\x12\x11\n\tpermitted\x18\x03 \x01(\x08\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12\x0f\n\x07outputs\x18\x05 \x03(\t\"U\n\x11TestPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x32\n\x05\x63\x61ses\x18\x02 \x03(\x0b\x32#.sealward.api.gateway.v1.PolicyCase\"\\\n\x12TestPolicyResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.sealward.api.gateway.v1.PolicyResult\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"^\n\x0cPolicyResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x11\n\tpermitted\x18\x03 \x01(\x08\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12\x0f\n\x07outputs\x18\x05 \x03(\t\"!\n\x11\x44iffPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\"\xa5\x01\n\x12\x44iffPolicyResponse\x12>\n\x0b\x64ifferences\x18\x01 \x03(\x0b\x32).sealward.api.gateway.v1.PolicyDifference\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x03(\t\x12\x0f\n\x07removed\x18\x05 \x03(\t\x12\x10\n\x08\x63ompared\x18\x06 \x01(\x04\"\xb6\x01\n\x10PolicyDifference\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08purposes\x18\x04 \x03(\t\x12\x0e\n\x06opened\x18\x05 \x01(\x08\x12\x13\n\x0b\x62\x65\x66ore_rule\x18\x06 \x01(\t\x12\x12\n\nafter_rule\x18\x07 \x01(\t\x12\x16\n\x0e\x62\x65\x66ore_outputs\x18\x08 \x03(\t\x12\x15\n\rafter_outputs\x18\t \x03(\t\"&\n\x16SetShadowPolicyRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\")\n\x17SetShadowPolicyResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x18\n\x16GetShadowPolicyRequest\"\x89\x01\n\x17GetShadowPolicyResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x02 \x01(\x04\x12>\n\x0b\x64ifferences\x18\x03 \x03(\x0b\x32).sealward.api.gateway.v1.ShadowDifference\x12\r\n\x05since\x18\x04 \x01(\x03\"{\n\x10ShadowDifference\x12\r\n\x05roles\x18\x01 \x03(\t\x12\x0b\n\x03rpc\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\x12\x0e\n\x06opened\x18\x05 \x01(\x08\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\x04\x32\xd7\x08\n\rPolicyService\x12\x62\n\tGetPolicy\x12).sealward.api.gateway.v1.GetPolicyRequest\x1a*.sealward.api.gateway.v1.GetPolicyResponse\x12k\n\x0cListPolicies\x12,.sealward.api.gateway.v1.ListPoliciesRequest\x1a-.sealward.api.gateway.v1.ListPoliciesResponse\x12n\n\rProposePolicy\x12-.sealward.api.gateway.v1.ProposePolicyRequest\x1a..sealward.api.gateway.v1.ProposePolicyResponse\x12n\n\rApprovePolicy\x12-.sealward.api.gateway.v1.ApprovePolicyRequest\x1a..sealward.api.gateway.v1.ApprovePolicyResponse\x12k\n\x0cRejectPolicy\x12,.sealward.api.gateway.v1.RejectPolicyRequest\x1a-.sealward.api.gateway.v1.RejectPolicyResponse\x12n\n\rExplainPolicy\x12-.sealward.api.gateway.v1.ExplainPolicyRequest\x1a..sealward.api.gateway.v1.ExplainPolicyResponse\x12\x65\n\nTestPolicy\x12*.sealward.api.gateway.v1.TestPolicyRequest\x1a+.sealward.api.gateway.v1.TestPolicyResponse\x12\x65\n\nDiffPolicy\x12*.sealward.api.gateway.v1.DiffPolicyRequest\x1a+.sealward.api.gateway.v1.DiffPolicyResponse\x12t\n\x0fSetShadowPolicy\x12/.sealward.api.gateway.v1.SetShadowPolicyRequest\x1a\x30.sealward.api.gateway.v1.SetShadowPolicyResponse\x12t\n\x0fGetShadowPolicy\x12/.sealward.api.gateway.v1.GetShadowPolicyRequest\x1a\x30.sealward.api.gateway.v1.GetShadowPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealward.api.gateway.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_POLICYQUESTION_PARAMETERSENTRY']._loaded_options = None
+  _globals['_POLICYQUESTION_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_POLICYBUNDLE']._serialized_start=66
   _globals['_POLICYBUNDLE']._serialized_end=196
   _globals['_GETPOLICYREQUEST']._serialized_start=198
@@ -54,39 +56,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REJECTPOLICYRESPONSE']._serialized_start=762
   _globals['_REJECTPOLICYRESPONSE']._serialized_end=784
   _globals['_POLICYQUESTION']._serialized_start=787
-  _globals['_POLICYQUESTION']._serialized_end=970
-  _globals['_EXPLAINPOLICYREQUEST']._serialized_start=972
-  _globals['_EXPLAINPOLICYREQUEST']._serialized_end=1081
-  _globals['_EXPLAINPOLICYRESPONSE']._serialized_start=1084
-  _globals['_EXPLAINPOLICYRESPONSE']._serialized_end=1282
-  _globals['_POLICYRULE']._serialized_start=1284
-  _globals['_POLICYRULE']._serialized_end=1338
-  _globals['_POLICYCHANGE']._serialized_start=1340
-  _globals['_POLICYCHANGE']._serialized_end=1397
-  _globals['_POLICYCASE']._serialized_start=1399
-  _globals['_POLICYCASE']._serialized_end=1517
-  _globals['_TESTPOLICYREQUEST']._serialized_start=1519
-  _globals['_TESTPOLICYREQUEST']._serialized_end=1604
-  _globals['_TESTPOLICYRESPONSE']._serialized_start=1606
-  _globals['_TESTPOLICYRESPONSE']._serialized_end=1698
-  _globals['_POLICYRESULT']._serialized_start=1700
-  _globals['_POLICYRESULT']._serialized_end=1777
-  _globals['_DIFFPOLICYREQUEST']._serialized_start=1779
-  _globals['_DIFFPOLICYREQUEST']._serialized_end=1812
-  _globals['_DIFFPOLICYRESPONSE']._serialized_start=1815
-  _globals['_DIFFPOLICYRESPONSE']._serialized_end=1980
-  _globals['_POLICYDIFFERENCE']._serialized_start=1983
-  _globals['_POLICYDIFFERENCE']._serialized_end=2118
-  _globals['_SETSHADOWPOLICYREQUEST']._serialized_start=2120
-  _globals['_SETSHADOWPOLICYREQUEST']._serialized_end=2158
-  _globals['_SETSHADOWPOLICYRESPONSE']._serialized_start=2160
-  _globals['_SETSHADOWPOLICYRESPONSE']._serialized_end=2201
-  _globals['_GETSHADOWPOLICYREQUEST']._serialized_start=2203
-  _globals['_GETSHADOWPOLICYREQUEST']._serialized_end=2227
-  _globals['_GETSHADOWPOLICYRESPONSE']._serialized_start=2230
-  _globals['_GETSHADOWPOLICYRESPONSE']._serialized_end=2367
-  _globals['_SHADOWDIFFERENCE']._serialized_start=2369
-  _globals['_SHADOWDIFFERENCE']._serialized_end=2492
-  _globals['_POLICYSERVICE']._serialized_start=2495
-  _globals['_POLICYSERVICE']._serialized_end=3606
+  _globals['_POLICYQUESTION']._serialized_end=1098
+  _globals['_POLICYQUESTION_PARAMETERSENTRY']._serialized_start=1049
+  _globals['_POLICYQUESTION_PARAMETERSENTRY']._serialized_end=1098
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_start=1100
+  _globals['_EXPLAINPOLICYREQUEST']._serialized_end=1209
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_start=1212
+  _globals['_EXPLAINPOLICYRESPONSE']._serialized_end=1427
+  _globals['_POLICYRULE']._serialized_start=1429
+  _globals['_POLICYRULE']._serialized_end=1483
+  _globals['_POLICYCHANGE']._serialized_start=1485
+  _globals['_POLICYCHANGE']._serialized_end=1542
+  _globals['_POLICYCASE']._serialized_start=1545
+  _globals['_POLICYCASE']._serialized_end=1680
+  _globals['_TESTPOLICYREQUEST']._serialized_start=1682
+  _globals['_TESTPOLICYREQUEST']._serialized_end=1767
+  _globals['_TESTPOLICYRESPONSE']._serialized_start=1769
+  _globals['_TESTPOLICYRESPONSE']._serialized_end=1861
+  _globals['_POLICYRESULT']._serialized_start=1863
+  _globals['_POLICYRESULT']._serialized_end=1957
+  _globals['_DIFFPOLICYREQUEST']._serialized_start=1959
+  _globals['_DIFFPOLICYREQUEST']._serialized_end=1992
+  _globals['_DIFFPOLICYRESPONSE']._serialized_start=1995
+  _globals['_DIFFPOLICYRESPONSE']._serialized_end=2160
+  _globals['_POLICYDIFFERENCE']._serialized_start=2163
+  _globals['_POLICYDIFFERENCE']._serialized_end=2345
+  _globals['_SETSHADOWPOLICYREQUEST']._serialized_start=2347
+  _globals['_SETSHADOWPOLICYREQUEST']._serialized_end=2385
+  _globals['_SETSHADOWPOLICYRESPONSE']._serialized_start=2387
+  _globals['_SETSHADOWPOLICYRESPONSE']._serialized_end=2428
+  _globals['_GETSHADOWPOLICYREQUEST']._serialized_start=2430
+  _globals['_GETSHADOWPOLICYREQUEST']._serialized_end=2454
+  _globals['_GETSHADOWPOLICYRESPONSE']._serialized_start=2457
+  _globals['_GETSHADOWPOLICYRESPONSE']._serialized_end=2594
+  _globals['_SHADOWDIFFERENCE']._serialized_start=2596
+  _globals['_SHADOWDIFFERENCE']._serialized_end=2719
+  _globals['_POLICYSERVICE']._serialized_start=2722
+  _globals['_POLICYSERVICE']._serialized_end=3833
 # @@protoc_insertion_point(module_scope)

@@ -304,6 +304,26 @@ class PolicyQuestion(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ROLES_FIELD_NUMBER: _builtins.int
     RPC_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -314,6 +334,7 @@ class PolicyQuestion(_message.Message):
     BREAK_GLASS_FIELD_NUMBER: _builtins.int
     PATIENT_FIELD_NUMBER: _builtins.int
     SECOND_FACTOR_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     rpc: _builtins.str
     """Short name of the RPC, such as `ModelInfer`."""
     model: _builtins.str
@@ -336,6 +357,10 @@ class PolicyQuestion(_message.Message):
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Roles of the caller."""
 
+    @_builtins.property
+    def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Parameters of the caller's memberships, by `role.name`."""
+
     def __init__(
         self,
         *,
@@ -349,10 +374,11 @@ class PolicyQuestion(_message.Message):
         break_glass: _builtins.bool = ...,
         patient: _builtins.bool = ...,
         second_factor: _builtins.bool = ...,
+        parameters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "break_glass", b"break_glass", "granted", b"granted", "kind", b"kind", "model", b"model", "patient", b"patient", "purpose", b"purpose", "roles", b"roles", "rpc", b"rpc", "second_factor", b"second_factor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "break_glass", b"break_glass", "granted", b"granted", "kind", b"kind", "model", b"model", "parameters", b"parameters", "patient", b"patient", "purpose", b"purpose", "roles", b"roles", "rpc", b"rpc", "second_factor", b"second_factor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,6 +428,7 @@ class ExplainPolicyResponse(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     permitted: _builtins.bool
     """Whether it is permitted."""
     rule: _builtins.str
@@ -420,6 +447,10 @@ class ExplainPolicyResponse(_message.Message):
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The roles that were asked for."""
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Outputs that a permitted prediction releases; `*` = all of the model's."""
+
     def __init__(
         self,
         *,
@@ -429,10 +460,11 @@ class ExplainPolicyResponse(_message.Message):
         digest: _builtins.str = ...,
         changes: _abc.Iterable[Global___PolicyChange] | None = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "deciding", b"deciding", "digest", b"digest", "permitted", b"permitted", "roles", b"roles", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "deciding", b"deciding", "digest", b"digest", "outputs", b"outputs", "permitted", b"permitted", "roles", b"roles", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -508,6 +540,7 @@ class PolicyCase(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     PERMITTED_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What the case is about, for the report."""
     permitted: _builtins.bool
@@ -518,6 +551,10 @@ class PolicyCase(_message.Message):
     def question(self) -> Global___PolicyQuestion:
         """The question."""
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Outputs that should be released, in any order, `*` alone = all; empty = not compared."""
+
     def __init__(
         self,
         *,
@@ -525,10 +562,11 @@ class PolicyCase(_message.Message):
         question: Global___PolicyQuestion | None = ...,
         permitted: _builtins.bool = ...,
         rule: _builtins.str = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "permitted", b"permitted", "question", b"question", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "outputs", b"outputs", "permitted", b"permitted", "question", b"question", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -600,6 +638,7 @@ class PolicyResult(_message.Message):
     PASSED_FIELD_NUMBER: _builtins.int
     PERMITTED_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the case."""
     passed: _builtins.bool
@@ -608,6 +647,10 @@ class PolicyResult(_message.Message):
     """The answer."""
     rule: _builtins.str
     """The rule that decided."""
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Outputs that are released; `*` = all of the model's."""
+
     def __init__(
         self,
         *,
@@ -615,10 +658,11 @@ class PolicyResult(_message.Message):
         passed: _builtins.bool = ...,
         permitted: _builtins.bool = ...,
         rule: _builtins.str = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "passed", b"passed", "permitted", b"permitted", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "outputs", b"outputs", "passed", b"passed", "permitted", b"permitted", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,6 +751,8 @@ class PolicyDifference(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     BEFORE_RULE_FIELD_NUMBER: _builtins.int
     AFTER_RULE_FIELD_NUMBER: _builtins.int
+    BEFORE_OUTPUTS_FIELD_NUMBER: _builtins.int
+    AFTER_OUTPUTS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The role."""
     rpc: _builtins.str
@@ -723,6 +769,14 @@ class PolicyDifference(_message.Message):
     def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The purposes, sorted; an empty name = none given."""
 
+    @_builtins.property
+    def before_outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Outputs of a prediction that are released now; `*` = all of the model's."""
+
+    @_builtins.property
+    def after_outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Outputs that would be released."""
+
     def __init__(
         self,
         *,
@@ -733,10 +787,12 @@ class PolicyDifference(_message.Message):
         opened: _builtins.bool = ...,
         before_rule: _builtins.str = ...,
         after_rule: _builtins.str = ...,
+        before_outputs: _abc.Iterable[_builtins.str] | None = ...,
+        after_outputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_rule", b"after_rule", "before_rule", b"before_rule", "model", b"model", "opened", b"opened", "purposes", b"purposes", "role", b"role", "rpc", b"rpc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_outputs", b"after_outputs", "after_rule", b"after_rule", "before_outputs", b"before_outputs", "before_rule", b"before_rule", "model", b"model", "opened", b"opened", "purposes", b"purposes", "role", b"role", "rpc", b"rpc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
