@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from sealward.check.catalogue import ROWS
 from sealward.kit import attributes
 from sealward.kit.access import RPCS
 from sealward.kit.health import Health
@@ -75,6 +76,23 @@ def access_page() -> str:
     return (
         f"{HEAD}# Which identity may call which RPC\n\nWhat is not listed is refused. Roles and "
         "purposes narrow this further at the gateway.\n\n| method | callers |\n|---|---|\n"
+        f"{rows}"
+    )
+
+
+def check_page() -> str:
+    """The rows of the safeguards check."""
+    rows = "".join(
+        f"| {row.id} | {row.title} | {row.current} | {row.nprm} | {row.proves} | {row.not_proven} "
+        f"| {row.duty} |\n"
+        for row in ROWS
+    )
+    return (
+        f"{HEAD}# Rows of the safeguards check\n\n`sealward check` tries each on the running "
+        "deployment; [how to read it](../check.md). The proposed rule is 90 FR 898 (2025-01-06): "
+        "read its text before citing it.\n\n"
+        "| id | safeguard | rule in force | proposed | what a green row proves | what not | "
+        "what the covered entity still has to do |\n|---|---|---|---|---|---|---|\n"
         f"{rows}"
     )
 
@@ -175,6 +193,7 @@ def main() -> int:
         ("reasons", reasons_page()),
         ("access", access_page()),
         ("metrics", metrics_page()),
+        ("check", check_page()),
     ):
         path = ROOT / "docs" / "reference" / f"{name}.md"
         if "--check" not in sys.argv[1:]:

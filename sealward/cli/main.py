@@ -16,6 +16,7 @@ from sealward.cli import (
     access,
     audit,
     certs,
+    check,
     config,
     demo,
     doctor,
@@ -62,7 +63,7 @@ def build() -> typer.Typer:
         "user": user.app, "session": session.app, "factor": factor.app, "access": access.app,
         "policy": policy.app, "membership": membership.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
-        "vault": vault.app, "config": config.app,
+        "vault": vault.app, "config": config.app, "check": check.app,
     }  # fmt: skip
     for name, noun in nouns.items():
         app.add_typer(noun, name=name)

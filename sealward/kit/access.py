@@ -124,6 +124,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "GetEvent": _GATEWAY | _ADMIN,
             },
         ),
+        **_service("sealward.api.audit.v1.AttestService", {"AttestReport": _ADMIN}),
         **_service("sealward.api.audit.v1.ExportService", {"ExportEvents": _ADMIN}),
         **_service("sealward.api.audit.v1.ReconcileService", {"ReadTrail": _ADMIN}),
         **_service(

@@ -112,6 +112,7 @@ EVENT_TYPES = frozenset(
         "keys.revoke", "keys.provider", "keys.join-token", "keys.join",
         "keys.backup", "keys.restore", "keys.drill", "keys.unlock-change",
         "keys.rewrap-pass", "keys.retire", "keys.ca-rotate", "keys.ca-announce", "keys.ca-adopt",
+        "check.report",
         "keys.ca-drop", "keys.certificates-renew", "otel.span", "service.start", "service.stop",
     }
 )  # fmt: skip

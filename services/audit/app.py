@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from sealward.api.audit.v1.attest_pb2_grpc import add_AttestServiceServicer_to_server
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from sealward.api.audit.v1.cosigning_pb2_grpc import add_CosigningServiceServicer_to_server
@@ -26,6 +27,7 @@ from sealward.kit.identity import parse_identity, spiffe_id
 from sealward.kit.keymetrics import LeaseMetrics
 from sealward.kit.keysclient import KeyRing, KeysServiceSource
 from sealward.kit.server import GrpcServer
+from services.audit.attesting import AttestServicer
 from services.audit.backend import Places
 from services.audit.clock import ClockKeeper
 from services.audit.committer import Committer, MeteredAppender, crowded
@@ -158,6 +160,10 @@ class AuditApp:
             ctx,
             servicers=[
                 (add_AuditServiceServicer_to_server, servicer),
+                (
+                    add_AttestServiceServicer_to_server,
+                    AttestServicer(self._shards, self._events),
+                ),
                 (add_CosigningServiceServicer_to_server, CosigningServicer(self._cosigning)),
                 (add_ExportServiceServicer_to_server, ExportServicer(self._shards)),
                 (add_LogAdminServiceServicer_to_server, self._lifecycle.servicer),

@@ -99,7 +99,14 @@ class Maker(Protocol):
     def exported(self, body: bytes, identity: Identity) -> Candidate:
         """See EntryMaker."""
 
-    def own(self, event_id: bytes, span: bytes, identity: Identity, patient: str) -> Candidate:
+    def own(
+        self,
+        event_id: bytes,
+        span: bytes,
+        identity: Identity,
+        patient: str,
+        binding: bytes = NO_BINDING,
+    ) -> Candidate:
         """See EntryMaker."""
 
 
@@ -214,11 +221,18 @@ class EntryMaker:
         make = self.exported if source.exported else self.appended
         return make(source.body, source.identity)
 
-    def own(self, event_id: bytes, span: bytes, identity: Identity, patient: str) -> Candidate:
+    def own(
+        self,
+        event_id: bytes,
+        span: bytes,
+        identity: Identity,
+        patient: str,
+        binding: bytes = NO_BINDING,
+    ) -> Candidate:
         """Make an entry of the audit service's own; raise SealwardError."""
         return self.appended(
             Entry(
-                event_id=event_id, binding=NO_BINDING, span=span, patient=patient
+                event_id=event_id, binding=binding, span=span, patient=patient
             ).SerializeToString(),
             identity,
         )

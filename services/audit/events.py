@@ -28,6 +28,7 @@ from sealward.kit.spans import (
     SpanKind,
     attribute,
 )
+from sealward.tlog.leaf import NO_BINDING
 from services.audit.committer import Committer
 from services.audit.entry import Candidate, Maker
 from services.audit.log import Placed
@@ -65,7 +66,7 @@ _CHANGES: Mapping[str, str] = {
         "ReleaseHold": "audit.release",
         "Reindex": "audit.reindex",
     }.items()
-}
+} | {"/sealward.api.audit.v1.AttestService/AttestReport": "check.report"}
 # Proofs tell nothing of an event. The gateway records these calls itself, with the caller's name.
 _RECORDED_BY_GATEWAY = frozenset({"log.receipt", "log.consistency"})
 _DENIED = frozenset({Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.UNIMPLEMENTED})
@@ -155,6 +156,20 @@ class OwnEvents:
         """Record a change that a call makes, before it takes effect; raise SealwardError."""
         self._append(call, event_type, "ok", {**_caller(call), names.CODE: "OK", **values}, patient)
 
+    def bound(
+        self,
+        call: ControlCall,
+        event_type: str,
+        values: Mapping[str, AttributeValue],
+        binding: bytes,
+    ) -> bytes:
+        """Record what a call states, bound to its message; return the event id.
+
+        Raise SealwardError.
+        """
+        about = {**_caller(call), names.CODE: "OK", **values}
+        return self._append(call, event_type, "ok", about, binding=binding)
+
     def by_itself(self, event_type: str, target: str) -> None:
         """Record a change that the service makes by itself, before it does; raise SealwardError."""
         self._submit(self._make(event_type, "ok", {names.TARGET: target}))
@@ -234,15 +249,17 @@ class OwnEvents:
         event_type: str,
         outcome: str,
         values: Mapping[str, AttributeValue],
-        patient: str,
+        patient: str = "",
         started: int | None = None,
-    ) -> None:
-        candidate = self._make(event_type, outcome, values, started, patient)
+        binding: bytes = NO_BINDING,
+    ) -> bytes:
+        candidate = self._make(event_type, outcome, values, started, patient, binding)
         placed = self._submit(candidate)
         named = {EVENT_ID_KEY: candidate.key.event_id.hex(), LOG_INDEX_KEY: str(placed.index)}
         # A change that fails after it was recorded has two events: the answer names the last.
         call.trailers[:] = [pair for pair in call.trailers if pair[0] not in named]
         call.trailers += named.items()
+        return candidate.key.event_id
 
     def _may_record(self, identity: Identity) -> bool:
         now = self._clock()
@@ -261,6 +278,7 @@ class OwnEvents:
         values: Mapping[str, AttributeValue],
         started: int | None = None,
         patient: str = "",
+        binding: bytes = NO_BINDING,
     ) -> Candidate:
         event_id = new_event_id()
         ended = time.time_ns()
@@ -275,7 +293,7 @@ class OwnEvents:
         span = SpanHead(event_type, SpanKind.SERVER).build(
             min(ended, started or ended), ended, parts
         )
-        return self._maker.own(event_id, span, self._identity, patient)
+        return self._maker.own(event_id, span, self._identity, patient, binding)
 
     def _submit(self, candidate: Candidate) -> Placed:
         result = self._committer().submit((candidate,))[0]

@@ -15,6 +15,7 @@ from sealward.api.audit.v1.audit_pb2 import Entry
 from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
 from sealward.kit.reasons import Reason
+from sealward.tlog.leaf import NO_BINDING
 from services.audit.entry import DEFAULT_TENANT, Candidate, EntryMaker, read_entry
 from services.audit.log import Committed, LogEndedError, Placed
 from services.audit.shard import LiveShard, PastShard, Shard
@@ -229,9 +230,16 @@ class TenantMaker:
         """See EntryMaker: into the default tenant's log."""
         return self._shards.current().maker.exported(body, identity)
 
-    def own(self, event_id: bytes, span: bytes, identity: Identity, patient: str) -> Candidate:
+    def own(
+        self,
+        event_id: bytes,
+        span: bytes,
+        identity: Identity,
+        patient: str,
+        binding: bytes = NO_BINDING,
+    ) -> Candidate:
         """See EntryMaker: into the default tenant's log."""
-        return self._shards.current().maker.own(event_id, span, identity, patient)
+        return self._shards.current().maker.own(event_id, span, identity, patient, binding)
 
 
 def _tenant(candidate: Candidate) -> str:

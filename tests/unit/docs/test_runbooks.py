@@ -77,7 +77,8 @@ def test_the_commands_of_a_page_are_commands(page: Path) -> None:
     for words in re.findall(r"(?:^|`)sealward ((?:[a-z-]+ ?)+)", page.read_text(), re.MULTILINE):
         command, given = main, words.split()
         for word in given:
-            if not hasattr(command, "commands"):
+            # `check` has a verb and works without one.
+            if not hasattr(command, "commands") or word.startswith("-"):
                 break
             assert word in command.commands, words
             command = command.commands[word]

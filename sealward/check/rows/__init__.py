@@ -1,0 +1,1 @@
+"""The rows, a module each; its `ROW` is what catalogue.py lists."""
