@@ -1,4 +1,4 @@
-"""Certificates of the local administrator and of the users in `clients/`.
+"""Certificates of the local administrator and of the users and clients in `clients/`.
 
 The administrator enrols locally (folder permission is the authenticator on one machine). A user's
 key is made here, only its request travels, and the key pair stays on renewal because the user's
@@ -86,7 +86,7 @@ def _enroll_admin(suite: Suite, timeout: float, *, anew: bool) -> Material:
 
 
 def issue_client(suite: Suite, stub: UserServiceStub, user: str) -> Material:
-    """Certify a user's key, made when there is none, and fill its client folder.
+    """Certify a user's or client's key, made when there is none, and fill its client folder.
 
     Raise grpc.RpcError when the gateway refuses.
     """

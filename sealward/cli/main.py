@@ -17,6 +17,7 @@ from sealward.cli import (
     audit,
     certs,
     check,
+    client,
     config,
     demo,
     doctor,
@@ -60,8 +61,9 @@ def build() -> typer.Typer:
     for name, verb in verbs.items():
         app.command(name)(verb)
     nouns = {
-        "user": user.app, "session": session.app, "factor": factor.app, "access": access.app,
-        "policy": policy.app, "membership": membership.app,
+        "user": user.app, "session": session.app, "factor": factor.app,
+        "client": client.app, "access": access.app, "policy": policy.app,
+        "membership": membership.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
         "vault": vault.app, "config": config.app, "check": check.app,
     }  # fmt: skip

@@ -74,6 +74,16 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service(
+            "sealward.api.gateway.v1.WorkloadService",
+            {
+                "IssueToken": frozenset({"workload"}),
+                "RegisterClient": _PEOPLE,
+                "ListClients": _PEOPLE,
+                "RotateClientKeys": _PEOPLE,
+                "DisableClient": _PEOPLE,
+            },
+        ),
+        **_service(
             "sealward.api.gateway.v1.AccessService",
             {
                 "RequestAccess": _CALLERS,

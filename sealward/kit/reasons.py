@@ -113,6 +113,11 @@ class Reason(IntEnum):
     OUTPUTS_WITHHELD = 140
     QUOTA_EXCEEDED = 141
 
+    # Workloads and other ways to log in
+    ASSERTION_INVALID = 130
+    ASSERTION_REPLAYED = 131
+    SCOPE_REFUSED = 132
+
 
 CODES: Mapping[Reason, Code] = MappingProxyType(
     {
@@ -164,5 +169,8 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.NOT_COSIGNED: Code.UNAVAILABLE,
         Reason.OUTPUTS_WITHHELD: Code.PERMISSION_DENIED,
         Reason.QUOTA_EXCEEDED: Code.RESOURCE_EXHAUSTED,
+        Reason.ASSERTION_INVALID: Code.UNAUTHENTICATED,
+        Reason.ASSERTION_REPLAYED: Code.UNAUTHENTICATED,
+        Reason.SCOPE_REFUSED: Code.PERMISSION_DENIED,
     }
 )

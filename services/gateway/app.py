@@ -18,6 +18,7 @@ from sealward.api.gateway.v1 import (
     gateway_pb2_grpc,
     membership_pb2_grpc,
     policy_pb2_grpc,
+    workload_pb2_grpc,
 )
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
 from sealward.api.oip.v2 import open_inference_pb2_grpc
@@ -44,6 +45,7 @@ from services.gateway.factor_servicer import FactorServicer
 from services.gateway.factors.factors import Factors
 from services.gateway.factors.store import FactorStore
 from services.gateway.grants import Grants
+from services.gateway.ledgers import Ledgers
 from services.gateway.membership_servicer import MembershipServicer
 from services.gateway.memberships import Memberships
 from services.gateway.metrics import GatewayMetrics
@@ -58,9 +60,13 @@ from services.gateway.sealing import SessionSealer
 from services.gateway.servicer import LogServicer, SessionServicer, UserServicer
 from services.gateway.sessions import SessionStore, make_pool
 from services.gateway.settings import GatewaySettings
+from services.gateway.spent import Spent
 from services.gateway.storetls import StoreTls, connection_options
 from services.gateway.throttle import LoginThrottle
 from services.gateway.users import UserDirectory
+from services.gateway.workload_servicer import METHOD as ISSUE_TOKEN
+from services.gateway.workload_servicer import WorkloadServicer
+from services.gateway.workloads.clients import ClientDirectory
 
 _TICK_SECONDS = 0.05
 _SUMMARY_SECONDS = 60.0
@@ -120,10 +126,11 @@ class Gateway:
         self._passwords = Passwords(queue=settings.login_queue)
         throttle = LoginThrottle(time.monotonic)
         self._users = UserDirectory(settings.data_dir / "users.db", self._passwords, throttle)
+        self._clients = ClientDirectory(settings.data_dir / "clients.db")
         self._factor_store = FactorStore(settings.data_dir / "factors.db", self._ring)
         factors = Factors(self._factor_store, throttle, time.time)
         self._store = SessionStore(
-            pool, self._sealer, self._users, log,
+            pool, self._sealer, Ledgers(self._users, self._clients), log,
             idle_seconds=settings.idle_seconds, life_seconds=settings.life_seconds,
             on_state=self._sessions_are,
             mark=self._remote_store.mark if self._remote_store else lambda: None,
@@ -181,6 +188,20 @@ class Gateway:
                         self._store,
                         keys_channels.get,
                         settings.trust_domain,
+                        self._clients,
+                    ),
+                ),
+                (
+                    workload_pb2_grpc.add_WorkloadServiceServicer_to_server,
+                    WorkloadServicer(
+                        authority,
+                        self._clients,
+                        self._users,
+                        self._store,
+                        Spent(pool),
+                        audience=settings.assertion_audience
+                        or f"https://gateway.{settings.trust_domain}{ISSUE_TOKEN}",
+                        leeway=settings.assertion_leeway_seconds,
                     ),
                 ),
                 (
@@ -272,6 +293,7 @@ class Gateway:
         self._ring.close()
         self._passwords.close()
         self._users.close()
+        self._clients.close()
         self._policies.close()
         self._grants.close()
         self._memberships.close()

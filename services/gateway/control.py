@@ -33,6 +33,7 @@ _OIP = "/inference.GRPCInferenceService/"
 _SESSION = "/sealward.api.gateway.v1.SessionService/"
 _USER = "/sealward.api.gateway.v1.UserService/"
 _FACTOR = "/sealward.api.gateway.v1.FactorService/"
+_WORKLOAD = "/sealward.api.gateway.v1.WorkloadService/"
 _ACCESS = "/sealward.api.gateway.v1.AccessService/"
 _POLICY = "/sealward.api.gateway.v1.PolicyService/"
 _MEMBERSHIP = "/sealward.api.gateway.v1.MembershipService/"
@@ -65,6 +66,11 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_FACTOR}RemoveFactors": "factor.remove",
         f"{_FACTOR}ResetFactors": "factor.reset",
         f"{_FACTOR}StepUp": "session.step-up",
+        f"{_WORKLOAD}IssueToken": "session.token",
+        f"{_WORKLOAD}RegisterClient": "client.register",
+        f"{_WORKLOAD}ListClients": "client.list",
+        f"{_WORKLOAD}RotateClientKeys": "client.rotate",
+        f"{_WORKLOAD}DisableClient": "client.disable",
         f"{_ACCESS}RequestAccess": "access.request",
         f"{_ACCESS}ListAccess": "access.list",
         f"{_ACCESS}ApproveAccess": "access.approve",

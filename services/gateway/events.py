@@ -37,7 +37,15 @@ _OUTCOMES = {Outcome.OK: "ok", Outcome.DENIED: "denied", Outcome.FAILED: "failed
 _FIRST_FAILURE = Reason.REQUEST_MALFORMED
 _MOST_NAMES, _NAMES_BYTES = 16, 192
 # Refusals whose numbers came later.
-_DENIALS = frozenset({Reason.OUTPUTS_WITHHELD, Reason.QUOTA_EXCEEDED})
+_DENIALS = frozenset(
+    {
+        Reason.OUTPUTS_WITHHELD,
+        Reason.QUOTA_EXCEEDED,
+        Reason.ASSERTION_INVALID,
+        Reason.ASSERTION_REPLAYED,
+        Reason.SCOPE_REFUSED,
+    }
+)
 _METADATA = frozenset({Reason.PURPOSE_UNKNOWN, Reason.METADATA_UNKNOWN, Reason.METADATA_INVALID})
 
 

@@ -33,6 +33,7 @@ from services.gateway.remote import ask
 from services.gateway.session import Session
 from services.gateway.sessions import SessionStore
 from services.gateway.users import User, UserDirectory
+from services.gateway.workloads.clients import ClientDirectory
 
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_PASSWORD = 1024
@@ -161,16 +162,23 @@ class UserServicer(pb_grpc.UserServiceServicer):
         store: SessionStore,
         keys: Callable[[], grpc.Channel],
         trust_domain: str,
+        clients: ClientDirectory,
     ) -> None:
         self._authority = authority
         self._users = users
         self._store = store
         self._keys = keys
         self._trust_domain = trust_domain
+        self._clients = clients
 
     def CreateUser(self, request: pb.CreateUserRequest, context: Any) -> pb.CreateUserResponse:
         """Add a user."""
         self._authority.admit(context)
+        if self._clients.get(request.user) is not None:
+            # The record names both by their names.
+            raise SealwardError(
+                Reason.ALREADY_EXISTS, "there is a client of this name", field="user"
+            )
         user = self._users.create(
             request.user, request.roles, request.password, one_time=request.one_time
         )
@@ -207,10 +215,10 @@ class UserServicer(pb_grpc.UserServiceServicer):
     def IssueUserCertificate(
         self, request: pb.IssueUserCertificateRequest, context: Any
     ) -> pb.IssueUserCertificateResponse:
-        """Have a user's certificate signed: by an administrator, or the caller's own anew."""
+        """Have somebody's certificate signed: by an administrator, or the caller's own anew."""
         call = call_of(context)
         identity = call.peer.identity
-        own = identity.kind == "user" and request.user in ("", identity.name)
+        own = identity.kind in ("user", "workload") and request.user in ("", identity.name)
         if own:
             # A certificate renews itself for the key pair that it is for, without a session.
             note(call, Caller(identity, None))
@@ -218,14 +226,16 @@ class UserServicer(pb_grpc.UserServiceServicer):
         else:
             self._authority.admit(context)
         name = identity.name if own else request.user
-        user = self._users.get(name)
-        if user is None or user.disabled:
+        # No user and client have the same name.
+        user, client = self._users.get(name), self._clients.get(name)
+        kind, found = ("user", user) if client is None else ("workload", client)
+        if found is None or found.disabled or (own and kind != identity.kind):
             raise SealwardError(Reason.NOT_FOUND, "there is no such active user", field="user")
-        call.attributes[names.TARGET] = user.name
+        call.attributes[names.TARGET] = found.name
         answer = ask(
             KeysServiceStub(self._keys()).IssueCertificate,
             keys_pb2.IssueCertificateRequest(
-                csr=request.csr, spiffe_id=spiffe_id(self._trust_domain, "user", user.name)
+                csr=request.csr, spiffe_id=spiffe_id(self._trust_domain, kind, found.name)
             ),
             deadline=deadline_of(context),
             unavailable=Reason.KEYS_UNAVAILABLE,

@@ -58,6 +58,11 @@ class GatewaySettings(ServiceSettings):
     login_queue: int = Field(default=16, ge=0, le=1024)
     """Logins that may wait for the password check; more are refused at once."""
 
+    assertion_audience: str = ""
+    """What client assertions have as `aud`; the URL of IssueToken when not set."""
+    assertion_leeway_seconds: float = Field(default=30.0, ge=0, le=60)
+    """How far the clocks of clients may be from ours."""
+
     @field_validator("redis_url")
     @classmethod
     def _no_plaintext(cls, value: str) -> str:

@@ -38,6 +38,7 @@ from services.gateway.exchange import Exchange
 from services.gateway.factor_servicer import FactorServicer
 from services.gateway.factors.factors import Factors
 from services.gateway.factors.store import FactorStore
+from services.gateway.ledgers import Ledgers
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import audit_lost
 from services.gateway.policy import load_policy
@@ -46,6 +47,7 @@ from services.gateway.session import token_hash
 from services.gateway.sessions import SessionStore, make_pool
 from services.gateway.throttle import LoginThrottle
 from services.gateway.users import UserDirectory
+from services.gateway.workloads.clients import ClientDirectory
 from tests.support.key_source import local_ring
 
 PASSWORD = "a long enough password"
@@ -97,8 +99,10 @@ class Suite:
         self.ready = True
         self.states: list[bool] = []
         self.users = UserDirectory(folder / "users.db", Passwords(CHEAP), LoginThrottle(lambda: 0))
+        self.clients = ClientDirectory(folder / "clients.db")
         self.store = SessionStore(
-            make_pool(f"unix://{server.unix_socket_path}"), PlainSealer(), self.users, log,
+            make_pool(f"unix://{server.unix_socket_path}"), PlainSealer(),
+            Ledgers(self.users, self.clients), log,
             idle_seconds=60, life_seconds=600, on_state=self.states.append,
         )  # fmt: skip
         policy = load_policy(None)
@@ -127,7 +131,7 @@ class Suite:
                 authority, factors, self.users, self.store, fresh_seconds=900
             ),
             "UserService": UserServicer(
-                authority, self.users, self.store, no_channel, "sealward.local"
+                authority, self.users, self.store, no_channel, "sealward.local", self.clients
             ),
             "LogService": LogServicer(authority, no_channel),
         }

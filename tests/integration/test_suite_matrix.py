@@ -18,6 +18,7 @@ from sealward.api.gateway.v1 import (
     gateway_pb2,
     membership_pb2,
     policy_pb2,
+    workload_pb2,
 )
 from sealward.api.oip.v2 import open_inference_pb2
 from sealward.cli.connect import user_channel
@@ -41,6 +42,8 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "ResetFactors": _PEOPLE,
     "ListSessions": _PEOPLE, "RevokeSessions": _PEOPLE, "CreateUser": _PEOPLE,
     "DisableUser": _PEOPLE, "ListUsers": _PEOPLE, "IssueUserCertificate": _PEOPLE,
+    "RegisterClient": _PEOPLE, "ListClients": _PEOPLE, "RotateClientKeys": _PEOPLE,
+    "DisableClient": _PEOPLE,
     "RequestAccess": STAFF, "ListAccess": STAFF, "RevokeAccess": STAFF,
     "ApproveAccess": _POLICY, "DenyAccess": _POLICY, "BreakGlass": frozenset({"break-glass"}),
     "GetPolicy": _POLICY | {"operator"}, "ListPolicies": _POLICY | {"operator"},
@@ -49,7 +52,7 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "SetMembership": _PEOPLE, "ListMemberships": _POLICY,
     "SetShadowPolicy": _POLICY, "GetShadowPolicy": _POLICY,
 }  # fmt: skip
-OPEN = frozenset({"ServerLive", "ServerReady", "Login"})
+OPEN = frozenset({"ServerLive", "ServerReady", "Login", "IssueToken"})
 """No session is needed for these."""
 PREDICTING: Mapping[str, frozenset[str]] = {
     "clinician": frozenset({"TREAT", "CAREMGT", "COC", "PATSFTY"}),
@@ -68,7 +71,10 @@ MODELS = ("breast-cancer", "diabetes-progression")
 
 def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
-    files = (open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2, membership_pb2)
+    files = (
+        open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2, membership_pb2,
+        workload_pb2,
+    )  # fmt: skip
     for file in files:
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:

@@ -164,6 +164,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_QUOTA_EXCEEDED: _Reason.ValueType  # 141
     """A quota of the role is used up; wait for the time in RetryInfo."""
+    REASON_ASSERTION_INVALID: _Reason.ValueType  # 130
+    """--- Workloads and other ways to log in ---------------------------------------------------------
+    The client assertion is refused: its key, its claims or its times; the message names which.
+    """
+    REASON_ASSERTION_REPLAYED: _Reason.ValueType  # 131
+    """The client assertion was used before: make a new one."""
+    REASON_SCOPE_REFUSED: _Reason.ValueType  # 132
+    """The scope asks for more than is registered."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Every reason that Sealward gives in google.rpc.ErrorInfo{reason, domain = "sealward"}. The name
@@ -313,4 +321,12 @@ The role may see none of the outputs that the call asked for.
 """
 REASON_QUOTA_EXCEEDED: Reason.ValueType  # 141
 """A quota of the role is used up; wait for the time in RetryInfo."""
+REASON_ASSERTION_INVALID: Reason.ValueType  # 130
+"""--- Workloads and other ways to log in ---------------------------------------------------------
+The client assertion is refused: its key, its claims or its times; the message names which.
+"""
+REASON_ASSERTION_REPLAYED: Reason.ValueType  # 131
+"""The client assertion was used before: make a new one."""
+REASON_SCOPE_REFUSED: Reason.ValueType  # 132
+"""The scope asks for more than is registered."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

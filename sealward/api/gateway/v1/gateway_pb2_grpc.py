@@ -291,8 +291,8 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def IssueUserCertificate(self, request, context):
-        """Signs a user's certificate request (local administrator and security-admin), or renews the
-        caller's own.
+        """Signs the certificate request of a user or client (local administrator and security-admin), or
+        renews the caller's own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

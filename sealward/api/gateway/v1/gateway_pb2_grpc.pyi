@@ -107,8 +107,8 @@ class UserServiceStub:
     ListUsers: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListUsersRequest, _gateway_pb2.ListUsersResponse]
     """Lists users, without secrets."""
     IssueUserCertificate: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.IssueUserCertificateRequest, _gateway_pb2.IssueUserCertificateResponse]
-    """Signs a user's certificate request (local administrator and security-admin), or renews the
-    caller's own.
+    """Signs the certificate request of a user or client (local administrator and security-admin), or
+    renews the caller's own.
     """
 
 @_typing.type_check_only
@@ -123,8 +123,8 @@ class UserServiceAsyncStub(UserServiceStub):
     ListUsers: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListUsersRequest, _gateway_pb2.ListUsersResponse]  # type: ignore[assignment]
     """Lists users, without secrets."""
     IssueUserCertificate: _aio.UnaryUnaryMultiCallable[_gateway_pb2.IssueUserCertificateRequest, _gateway_pb2.IssueUserCertificateResponse]  # type: ignore[assignment]
-    """Signs a user's certificate request (local administrator and security-admin), or renews the
-    caller's own.
+    """Signs the certificate request of a user or client (local administrator and security-admin), or
+    renews the caller's own.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -160,8 +160,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.IssueUserCertificateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.IssueUserCertificateResponse, _abc.Awaitable[_gateway_pb2.IssueUserCertificateResponse]]:
-        """Signs a user's certificate request (local administrator and security-admin), or renews the
-        caller's own.
+        """Signs the certificate request of a user or client (local administrator and security-admin), or
+        renews the caller's own.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
