@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -115,7 +116,7 @@ class KeysProcess:
 
     def events(self) -> list[bytes]:
         """Records in the spool; the process must have ended."""
-        with sqlite3.connect(self.folder / "keys" / "spool.sqlite") as db:
+        with contextlib.closing(sqlite3.connect(self.folder / "keys" / "spool.sqlite")) as db:
             return [row[0] for row in db.execute("SELECT body FROM spans ORDER BY seq")]
 
 

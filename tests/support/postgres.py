@@ -22,6 +22,8 @@ import pytest
 
 _OWNER = "postgres"
 SMALL_BYTES = 12 << 20
+# What a server says that comes before the last process of a killed one has gone.
+_HELD = "pre-existing shared memory block"
 
 
 def binaries() -> Path:
@@ -78,6 +80,13 @@ class Server:
                    "fsync": "on", "shared_buffers": "16MB", "max_connections": "40",
                    **self.options}  # fmt: skip
         flags = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        deadline = time.monotonic() + 60
+        while not self._started(flags, deadline):
+            time.sleep(0.05)
+
+    def _started(self, flags: list[str], deadline: float) -> bool:
+        """Start the process; False when those of one that was killed still hold its memory."""
+        before = self._log().count(_HELD)
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._mounted(), *_as_owner(), str(self.bin / "postgres"), "-D", str(self.data),
@@ -86,16 +95,21 @@ class Server:
                 stderr=log,
                 cwd="/",
             )  # fmt: skip
-        deadline = time.monotonic() + 60
         while True:
             try:
                 psycopg.connect(self.url(), connect_timeout=5).close()
             except psycopg.OperationalError:
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()
-                assert time.monotonic() < deadline
+                assert time.monotonic() < deadline, self._log()
+                if self.process.poll() is not None:
+                    assert self._log().count(_HELD) > before, self._log()
+                    return False
                 time.sleep(0.05)
             else:
-                return
+                return True
+
+    def _log(self) -> str:
+        path = self.folder / "server.log"
+        return path.read_text() if path.exists() else ""
 
     def _mounted(self) -> list[str]:
         if self.small is None:
