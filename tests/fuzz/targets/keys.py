@@ -25,6 +25,7 @@ from services.keys.archive import (
     unpack,
 )
 from services.keys.profiles import parse_der_request, parse_pem_request, read_request
+from services.keys.providers.vault.api import Api
 from services.keys.providers.vault.issuers import Issuers
 from services.keys.providers.vault.login import read_token
 from services.keys.providers.vault.transit import VaultBranchKeys
@@ -72,7 +73,8 @@ def key_server_answer(data: bytes) -> None:
     names: Any = SimpleNamespace(transit="transit", key=lambda name: f"transit/keys/{name}")
     session: Any = SimpleNamespace(
         config=SimpleNamespace(names=names, target=SimpleNamespace(single_host=True)),
-        call=lambda *_args, **_named: Answer(200, body),
+        api=Api(lambda *_sent: Answer(200, body)),
+        once=Api(lambda *_sent: Answer(200, body)),
     )
     keys = VaultBranchKeys(session, SimpleNamespace())  # type: ignore[arg-type]
     keys._seen.update(("default.job", "default-job"))
@@ -119,7 +121,7 @@ def authorities_of_a_key_server(data: bytes) -> None:
     certificate = {"data": {"certificate": material().bundle_pem.decode()}}
     session: Any = SimpleNamespace(
         config=SimpleNamespace(names=SimpleNamespace(pki="pki")),
-        call=lambda method, *_: Answer(200, body if method == "list" else certificate),
+        api=Api(lambda method, *_: Answer(200, body if method == "list" else certificate)),
     )
     clock = lambda: dt.datetime(2026, 11, 1, tzinfo=dt.UTC)  # noqa: E731
     issuers = Issuers(session, SimpleNamespace(), "sealward.local", clock)  # type: ignore[arg-type]
@@ -133,7 +135,10 @@ def wrapped_key(data: bytes) -> None:
     """A wrapped key of a key server."""
     keys = VaultBranchKeys(
         SimpleNamespace(
-            config=SimpleNamespace(names=None, target=SimpleNamespace(single_host=True))
+            config=SimpleNamespace(
+                names=SimpleNamespace(transit="transit"), target=SimpleNamespace(single_host=True)
+            ),
+            api=Api(lambda *_sent: Answer(200, {})),
         ),  # type: ignore[arg-type]
         SimpleNamespace(),  # type: ignore[arg-type]
     )

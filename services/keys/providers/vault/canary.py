@@ -6,13 +6,15 @@ rotated. Nothing is sealed with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sealward.kit.errors import StartupError
 from sealward.seal.context import EncryptionContext
 from services.keys.providers.vault.names import CANARY, derivation_context
 from services.keys.providers.vault.session import VaultSession
 from services.keys.providers.vault.troubles import RefusedError
+from services.keys.providers.vault.wire import Answer
 
 
 class Canary:
@@ -26,19 +28,27 @@ class Canary:
 
     def make(self) -> str:
         """Return a wrapped key."""
-        key = {"type": "aes256-gcm96", "derived": True}
-        self._ask(self._names.key(CANARY), key)
-        body = {"context": self._context}
-        return str(self._ask(f"{self._names.transit}/datakey/plaintext/{CANARY}", body))
+        transit, names = self._session.api.transit, self._names
+        with self._right():
+            transit.create_key(
+                CANARY, derived=True, key_type="aes256-gcm96", mount_point=names.transit
+            )
+            answer: Answer = transit.generate_data_key(
+                CANARY, "plaintext", context=self._context, mount_point=names.transit
+            )
+        return str(answer.data.get("ciphertext"))
 
     def check(self, wrapped: str) -> None:
         """Open it."""
-        body = {"context": self._context, "ciphertext": wrapped}
-        self._ask(f"{self._names.transit}/decrypt/{CANARY}", body)
+        with self._right():
+            self._session.api.transit.decrypt_data(
+                CANARY, wrapped, context=self._context, mount_point=self._names.transit
+            )
 
-    def _ask(self, path: str, body: Mapping[str, object]) -> object:
+    @contextmanager
+    def _right(self) -> Iterator[None]:
         try:
-            return self._session.call("post", path, body).data.get("ciphertext")
+            yield
         except RefusedError:
             raise StartupError(
                 f"the Vault at {self._session.wire.address} does not hold the keys of this folder:"

@@ -14,12 +14,14 @@ from typing import Any
 from sealward.kit.errors import StartupError
 from sealward.seal.secret import Secret
 from services.keys.files import read_private, write_durable
+from services.keys.providers.vault.api import Api, mount
 from services.keys.providers.vault.config import AppRole, ClientCertificate, VaultConfig
 from services.keys.providers.vault.troubles import RefusedError
-from services.keys.providers.vault.wire import Wire
+from services.keys.providers.vault.wire import Answer, Wire
 
 ROLE = "keys"
 SHREDDER_ROLE = "shredder"
+_AS = {"name": ROLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +48,20 @@ def log_in(wire: Wire, config: VaultConfig) -> Token:
             _private(path)
         # A renewed certificate is shown on a new connection only.
         wire.reconnect()
-        return read_token(_ask(wire, f"{config.names.cert}/login", {"name": ROLE}))
+        # Not hvac's method, which wants to read the certificate itself.
+        return read_token(_api(wire).adapter.post(f"/v1/{config.names.cert}/login", json=_AS).body)
     return log_in_by_approle(wire, config, login)
 
 
 def log_in_by_approle(wire: Wire, config: VaultConfig, login: AppRole) -> Token:
     """As `log_in`, by role id and secret id."""
-    body = {
-        "role_id": _secret(login.role_id_file),
-        "secret_id": _secret(login.secret_id_file or login.kept_file),
-    }
-    return read_token(_ask(wire, f"{config.names.approle}/login", body))
+    answer: Answer = _api(wire).approle.login(
+        _secret(login.role_id_file),
+        _secret(login.secret_id_file or login.kept_file),
+        use_token=False,
+        mount_point=mount(config.names.approle),
+    )
+    return read_token(answer.body)
 
 
 def unwrap(wire: Wire, config: VaultConfig, login: AppRole, role: str) -> bool:
@@ -77,14 +82,14 @@ def unwrap(wire: Wire, config: VaultConfig, login: AppRole, role: str) -> bool:
         return False
     expected = f"{config.names.approle}/role/{role}/secret-id"
     try:
-        found = _ask(wire, "sys/wrapping/lookup", {"token": wrapping}, itself)
-        data = found.get("data")
-        if not isinstance(data, dict) or data.get("creation_path") != expected:
+        api = _api(wire, itself)
+        found: Answer = api.adapter.post("/v1/sys/wrapping/lookup", json={"token": wrapping})
+        if found.data.get("creation_path") != expected:
             raise StartupError(
                 f"{login.wrapped_file} was not made for this service: do not use it, and find out"
                 " where it came from"
             )
-        secret = str(_ask(wire, "sys/wrapping/unwrap", {}, itself)["data"]["secret_id"])
+        secret = str(api.sys.unwrap().body["data"]["secret_id"])
     except (RefusedError, KeyError, TypeError):
         raise StartupError(
             f"the wrapped secret id in {login.wrapped_file} has expired or was unwrapped before: if"
@@ -145,14 +150,20 @@ def lease_seconds(auth: Mapping[str, Any]) -> float:
     return seconds
 
 
-def _ask(
-    wire: Wire, path: str, body: Mapping[str, Any], token: Secret | None = None
-) -> Mapping[str, Any]:
-    # Not repeatable: a secret id may be good for one login.
-    answer = wire.send("post", path, body, token=token, repeatable=False)
-    if answer.status >= 400:
-        raise RefusedError(answer.status, answer.errors)
-    return answer.body
+def _api(wire: Wire, token: Secret | None = None) -> Api:
+    def send(
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        _headers: Mapping[str, str] | None,
+    ) -> Answer:
+        # Not repeatable: a secret id may be good for one login.
+        answer = wire.send(method, path, body, token=token, repeatable=False)
+        if answer.status >= 400:
+            raise RefusedError(answer.status, answer.errors)
+        return answer
+
+    return Api(send)
 
 
 def _secret(path: Path | None) -> str:

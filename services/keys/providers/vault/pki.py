@@ -28,6 +28,7 @@ from services.keys.providers.vault.names import pki_role
 from services.keys.providers.vault.session import VaultSession
 from services.keys.providers.vault.shredder import Shredder
 from services.keys.providers.vault.troubles import RefusedError
+from services.keys.providers.vault.wire import Answer
 
 _REFRESH_SECONDS = 30.0
 
@@ -98,10 +99,7 @@ class VaultAuthority:
     def issue(self, profile: Profile, request: x509.CertificateSigningRequest) -> Issued:
         """Sign a leaf; raise CERTIFICATE_REQUEST_INVALID or KEYSTORE_UNAVAILABLE."""
         public = read_request(request)
-        path = f"{self._pki}/sign/{pki_role(profile.identity)}"
-        body = {
-            "csr": request.public_bytes(Encoding.PEM).decode("ascii"),
-            "common_name": profile.identity.name,
+        wanted = {
             "uri_sans": profile.identity.uri,
             "alt_names": ",".join(profile.dns),
             "ip_sans": ",".join(profile.addresses),
@@ -110,12 +108,18 @@ class VaultAuthority:
             "format": "pem",
         }
         try:
-            data = self._session.call("post", path, body).data
+            answer: Answer = self._session.api.pki.sign_certificate(
+                pki_role(profile.identity),
+                request.public_bytes(Encoding.PEM).decode("ascii"),
+                profile.identity.name,
+                wanted,
+                mount_point=self._pki,
+            )
         except RefusedError as error:
             if error.says("csr") or error.says("CSR"):
                 raise invalid_request() from None
             raise unusable() from None
-        return self._checked(data, profile, public)
+        return self._checked(answer.data, profile, public)
 
     def _checked(
         self, data: Mapping[str, Any], profile: Profile, public: ec.EllipticCurvePublicKey

@@ -20,6 +20,7 @@ from typing import Any
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from services.keys.providers.base import Condition, State
+from services.keys.providers.vault.api import Api
 from services.keys.providers.vault.config import VaultConfig
 from services.keys.providers.vault.gate import Gate
 from services.keys.providers.vault.login import (
@@ -73,6 +74,12 @@ class VaultSession:
     ) -> None:
         self.config = config
         self.wire = Wire(config.target, clock)
+        self.api = Api(lambda method, path, body, _headers: self.call(method, path, body))
+        """Vault's API by `call`."""
+        self.once = Api(
+            lambda method, path, body, _headers: self.call(method, path, body, repeatable=False)
+        )
+        """The same, for what must not reach Vault twice."""
         self.observe: Callable[[str, str, float], None] = lambda *_: None
         """Told of each call: what for, `ok`, `refused` or `unavailable`, and its seconds."""
         self.logins = 0
@@ -229,8 +236,16 @@ class VaultSession:
                 raise UnavailableError(Trouble.LOGIN_REFUSED) from None
 
     def _alive(self, token: Token) -> bool:
-        answer = self.wire.send("get", "auth/token/lookup-self", token=token.value)
+        answer: Answer = self._under(token).token.lookup_self()
         return answer.status < 400
+
+    def _under(self, token: Token) -> Api:
+        """Vault's API under a token, whatever the session's condition is."""
+        return Api(
+            lambda method, path, body, _headers: self.wire.send(
+                method, path, body, token=token.value
+            )
+        )
 
     def _log_in(self) -> Token:
         with self._login_lock:
@@ -276,7 +291,7 @@ class VaultSession:
         if not token.renewable:
             return False
         asked = self._clock()
-        answer = self.wire.send("post", "auth/token/renew-self", {}, token=token.value)
+        answer: Answer = self._under(token).token.renew_self()
         auth = answer.body.get("auth")
         if answer.status >= 400 or not isinstance(auth, dict):
             return False
@@ -292,7 +307,7 @@ class VaultSession:
 
     def _give_back(self, token: Token) -> None:
         try:
-            self.wire.send("post", "auth/token/revoke-self", {}, token=token.value)
+            self._under(token).token.revoke_self()
         except UnavailableError:
             # It ends by itself.
             return

@@ -14,8 +14,9 @@ from typing import Any
 from sealward.kit.identity import parse_identity, spiffe_id
 from sealward.seal.secret import Secret
 from services.keys.profiles import Lives, Profile, profile_of
+from services.keys.providers.vault.api import Api, mount
 from services.keys.providers.vault.config import Target
-from services.keys.providers.vault.issuers import LEAVES_END_WITH_IT, LIFE, root
+from services.keys.providers.vault.issuers import LEAVES_END_WITH_IT, LIFE, generated_in, root
 from services.keys.providers.vault.login import ROLE, SHREDDER_ROLE
 from services.keys.providers.vault.names import DEFAULT_PREFIX, PKI_ROLES, Names, pki_role
 from services.keys.providers.vault.troubles import RefusedError, UnavailableError
@@ -72,6 +73,7 @@ class Administrator:
     def __init__(self, target: Target, token: str) -> None:
         self._wire = Wire(target)
         self._token = Secret(token.encode("ascii"))
+        self._api = Api(self._send)
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,28 +81,26 @@ class Administrator:
 
     def set_up(self, plan: Plan) -> list[str]:
         """Bring Vault to what is wanted; return what was made, in words. Raise SetupError."""
-        self._ask("get", "auth/token/lookup-self")
+        self._api.token.lookup_self()
         made = self._engines(plan.names) + self._logins(plan)
         for name in POLICIES:
-            body = {"policy": policy_text(name, plan.names.prefix)}
-            self._ask("put", f"sys/policies/acl/{plan.names.policy(name)}", body)
+            self._api.sys.create_or_update_acl_policy(
+                plan.names.policy(name), policy_text(name, plan.names.prefix)
+            )
         for name in PKI_ROLES:
             role = _pki_role(name, plan.trust_domain)
-            self._ask("post", f"{plan.names.pki}/roles/{name}", role)
+            self._api.pki.create_or_update_role(name, role, mount_point=plan.names.pki)
         return made + self._authority(plan)
 
     def role_id(self, names: Names, role: str) -> str:
         """The role id of a login; raise SetupError."""
-        found = self._ask("get", f"{names.approle}/role/{role}/role-id")
+        found: Answer = self._api.approle.read_role_id(role, mount_point=mount(names.approle))
         return str(found.data.get("role_id", ""))
 
     def wrapped_secret_id(self, names: Names, role: str, seconds: int) -> str:
         """Make a secret id; return a token that unwraps it, once, within `seconds`."""
-        answer = self._ask(
-            "post",
-            f"{names.approle}/role/{role}/secret-id",
-            {},
-            headers={"X-Vault-Wrap-TTL": f"{seconds}s"},
+        answer: Answer = self._api.approle.generate_secret_id(
+            role, mount_point=mount(names.approle), wrap_ttl=f"{seconds}s"
         )
         wrapped = answer.body.get("wrap_info")
         if not isinstance(wrapped, dict) or not wrapped.get("token"):
@@ -111,13 +111,13 @@ class Administrator:
 
     def _engines(self, names: Names) -> list[str]:
         made = []
-        found = self._ask("get", "sys/mounts").data
+        mounted: Answer = self._api.sys.list_mounted_secrets_engines()
         for path, kind in ((names.transit, "transit"), (names.pki, "pki")):
-            if _there(found, path, kind):
+            if _there(mounted.data, path, kind):
                 continue
             # The longest life that the engine grants; the CA's own is the longest one.
             config = {"max_lease_ttl": LIFE} if kind == "pki" else {}
-            self._ask("post", f"sys/mounts/{path}", {"type": kind, "config": config})
+            self._api.sys.enable_secrets_engine(kind, path=path, config=config)
             made.append(f"engine {path}")
         return made
 
@@ -125,25 +125,27 @@ class Administrator:
         names = plan.names
         wanted = [(names.approle, "approle")] + ([(names.cert, "cert")] if plan.login_ca else [])
         made = []
-        found = self._ask("get", "sys/auth").data
+        mounted: Answer = self._api.sys.list_auth_methods()
         for path, kind in wanted:
-            mount = path.removeprefix("auth/")
-            if not _there(found, mount, kind):
-                self._ask("post", f"sys/auth/{mount}", {"type": kind})
+            if not _there(mounted.data, mount(path), kind):
+                self._api.sys.enable_auth_method(kind, path=mount(path))
                 made.append(f"login {path}")
         for role, policy, life, longest in (
             (ROLE, "keys", "20m", "24h"), (SHREDDER_ROLE, "shredder", "2m", "5m"),
         ):  # fmt: skip
-            body = {
+            self._api.approle.create_or_update_approle(
+                role,
+                bind_secret_id=True,
+                secret_id_num_uses=plan.uses,
+                secret_id_ttl=plan.life,
+                secret_id_bound_cidrs=list(plan.cidrs),
+                mount_point=mount(names.approle),
                 **_token(names.policy(policy), life, longest, plan.cidrs),
-                "bind_secret_id": True,
-                "secret_id_num_uses": plan.uses,
-                "secret_id_ttl": plan.life,
-                "secret_id_bound_cidrs": list(plan.cidrs),
-            }
-            self._ask("post", f"{names.approle}/role/{role}", body)
+            )
         if plan.login_ca:
-            self._ask("post", f"{names.cert}/certs/{ROLE}", self._cert_role(plan))
+            # Not hvac's method, which knows no URI names.
+            path = f"/v1/{names.cert}/certs/{ROLE}"
+            self._api.adapter.post(path, json=self._cert_role(plan))
         return made
 
     def _cert_role(self, plan: Plan) -> dict[str, Any]:
@@ -156,24 +158,22 @@ class Administrator:
         }
 
     def _authority(self, plan: Plan) -> list[str]:
-        answer = self._ask("list", f"{plan.names.pki}/issuers", absent=True)
-        if answer.status != _NOT_FOUND and answer.data.get("keys"):
+        pki, name = plan.names.pki, "sealward-1"
+        listed: Answer = self._api.pki.list_issuers(mount_point=pki)
+        if listed.data.get("keys"):
             return []
-        name = "sealward-1"
-        path = f"{plan.names.pki}/issuers/generate/root/internal"
-        made = self._ask("post", path, root(plan.trust_domain, 1, name))
-        body = {"issuer_name": name, **LEAVES_END_WITH_IT}
-        self._ask("post", f"{plan.names.pki}/issuer/{made.data.get('issuer_id')}", body)
+        wanted = root(plan.trust_domain, 1, name)
+        made: Answer = self._api.adapter.post(generated_in(pki), json=wanted)
+        kept = {"issuer_name": name, **LEAVES_END_WITH_IT}
+        self._api.pki.update_issuer(str(made.data.get("issuer_id")), kept, mount_point=pki)
         return [f"CA of {plan.trust_domain}"]
 
-    def _ask(
+    def _send(
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        absent: bool = False,
-        headers: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
     ) -> Answer:
         try:
             answer = self._wire.send(
@@ -181,7 +181,8 @@ class Administrator:
             )
         except UnavailableError as error:
             raise SetupError(f"{error} ({self._wire.address})", unavailable=True) from None
-        if answer.status >= 400 and not (absent and answer.status == _NOT_FOUND):
+        # An empty list is none to Vault.
+        if answer.status >= 400 and (method, answer.status) != ("list", _NOT_FOUND):
             raise _refused(path, RefusedError(answer.status, answer.errors))
         return answer
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.keys.providers.vault.api import Api
 from services.keys.providers.vault.config import AppRole, VaultConfig
 from services.keys.providers.vault.login import NoCredentialsError, Token, log_in_by_approle
 from services.keys.providers.vault.troubles import TEXTS, RefusedError, UnavailableError
-from services.keys.providers.vault.wire import Wire
+from services.keys.providers.vault.wire import Answer, Wire
 
 _NOT_FOUND = 404
 
@@ -36,11 +37,12 @@ class Shredder:
         Vault's order: versions that may not open or wrap any more, then trimming, which cannot be
         undone. All of it may be repeated after a failure.
         """
-        key = self._config.names.key(name)
-        with self._logged_in() as token:
-            self._ask(token, "post", f"{key}/config", {"min_decryption_version": below})
-            self._ask(token, "post", f"{key}/config", {"min_encryption_version": below})
-            self._ask(token, "post", f"{key}/trim", {"min_available_version": below})
+        mount = self._config.names.transit
+        with self._logged_in() as api:
+            change = api.transit.update_key_configuration
+            change(name, min_decryption_version=below, mount_point=mount)
+            change(name, min_encryption_version=below, mount_point=mount)
+            api.transit.trim_key(name, below, mount_point=mount)
 
     def drop(self, issuers: Sequence[str], key: Callable[[str, str], bool]) -> None:
         """Destroy issuers, by id, and the keys whose id and name `key` says yes to.
@@ -48,25 +50,32 @@ class Shredder:
         Vault destroys no key that an issuer has. One that was left behind is found the next time.
         """
         pki = self._config.names.pki
-        with self._logged_in() as token:
+        with self._logged_in() as api:
             for issuer in issuers:
-                self._ask(token, "delete", f"{pki}/issuer/{issuer}")
-            found = self._ask(token, "list", f"{pki}/keys").get("key_info")
+                api.pki.delete_issuer(issuer, mount_point=pki)
+            listed: Answer = api.adapter.list(f"/v1/{pki}/keys")
+            found = listed.data.get("key_info")
             for at, info in (found if isinstance(found, dict) else {}).items():
                 name = info.get("key_name") if isinstance(info, dict) else None
                 if key(str(at), str(name or "")):
-                    self._ask(token, "delete", f"{pki}/key/{at}")
+                    api.adapter.delete(f"/v1/{pki}/key/{at}")
 
-    def _ask(
-        self, token: Token, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Any]:
-        answer = self._wire.send(method, path, body, token=token.value)
-        if answer.status >= 400 and answer.status != _NOT_FOUND:
-            raise RefusedError(answer.status, answer.errors)
-        return answer.data
+    def _api(self, token: Token) -> Api:
+        def send(
+            method: str,
+            path: str,
+            body: Mapping[str, Any] | None,
+            _headers: Mapping[str, str] | None,
+        ) -> Answer:
+            answer = self._wire.send(method, path, body, token=token.value)
+            if answer.status >= 400 and answer.status != _NOT_FOUND:
+                raise RefusedError(answer.status, answer.errors)
+            return answer
+
+        return Api(send)
 
     @contextmanager
-    def _logged_in(self) -> Iterator[Token]:
+    def _logged_in(self) -> Iterator[Api]:
         login = self._config.shredder
         if login is None:
             raise SealwardError(
@@ -75,11 +84,11 @@ class Shredder:
                 " SEALWARD_KEYS_VAULT_SHREDDER_ROLE_ID_FILE",
             )
         try:
-            token = self._log_in(login)
+            api = self._api(self._log_in(login))
             try:
-                yield token
+                yield api
             finally:
-                self._wire.send("post", "auth/token/revoke-self", {}, token=token.value)
+                api.token.revoke_self()
         except UnavailableError as error:
             raise _unavailable(TEXTS[error.trouble]) from None
         except RefusedError:
