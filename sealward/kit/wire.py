@@ -38,11 +38,15 @@ OIP_ID = 3
 OIP_PARAMETERS = 4
 
 
+Readable = bytes | memoryview
+"""What is read here; of a memoryview nothing is copied."""
+
+
 class WireError(ValueError):
     """The bytes are not a protobuf message. Its text never quotes them."""
 
 
-def read_varint(data: bytes, pos: int, *, most: int = 10) -> tuple[int, int]:
+def read_varint(data: Readable, pos: int, *, most: int = 10) -> tuple[int, int]:
     """Read a base-128 varint of at most `most` bytes; return value (64 bits) and next position."""
     result = 0
     for shift in range(0, 7 * most, 7):
@@ -57,7 +61,7 @@ def read_varint(data: bytes, pos: int, *, most: int = 10) -> tuple[int, int]:
     raise WireError("varint too long")
 
 
-def scan(data: bytes, most: int = _NO_LIMIT) -> Iterator[tuple[int, int, int, int]]:
+def scan(data: Readable, most: int = _NO_LIMIT) -> Iterator[tuple[int, int, int, int]]:
     """Yield (field number, wire type, start, end) of each top-level field, without copying.
 
     `data[start:end]` is the field's value: the varint's or fixed value's own bytes, or the content
@@ -99,21 +103,21 @@ def scan(data: bytes, most: int = _NO_LIMIT) -> Iterator[tuple[int, int, int, in
             pos = end
 
 
-def _read_tag(data: bytes, pos: int) -> tuple[int, int]:
+def _read_tag(data: Readable, pos: int) -> tuple[int, int]:
     tag, pos = read_varint(data, pos, most=5)
     if tag > _MAX_TAG:
         raise WireError("tag too large")
     return tag, pos
 
 
-def _read_length(data: bytes, pos: int) -> tuple[int, int]:
+def _read_length(data: Readable, pos: int) -> tuple[int, int]:
     length, pos = read_varint(data, pos, most=5)
     if length > _MAX_LENGTH:
         raise WireError("length too large")
     return length, pos
 
 
-def _skip(data: bytes, pos: int, wire_type: int) -> int:
+def _skip(data: Readable, pos: int, wire_type: int) -> int:
     if wire_type == VARINT:
         return read_varint(data, pos)[1]
     if wire_type == FIXED64:
@@ -130,7 +134,7 @@ def _skip(data: bytes, pos: int, wire_type: int) -> int:
     return end
 
 
-def _group(data: bytes, pos: int, number: int, most: int) -> tuple[int, int, int]:
+def _group(data: Readable, pos: int, number: int, most: int) -> tuple[int, int, int]:
     """Return where the group's content ends, where the next field begins, the rest of `most`."""
     open_groups = [number]
     while True:

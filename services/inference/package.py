@@ -20,6 +20,7 @@ from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
 from services.inference.golden import MAX_GOLDEN_BYTES, Golden, GoldenError, parse_golden
 from services.inference.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestError, parse_manifest
+from services.inference.modelfile import ModelFileError, check_model_file
 from services.inference.store import ModelStore
 
 DEFAULT_TENANT = "default"
@@ -113,6 +114,10 @@ def read_package(files: dict[str, bytes]) -> Package:
         raise PackageError("card.md is not UTF-8") from None
     if hashlib.sha256(files["model.onnx"]).hexdigest() != manifest.digest:
         raise PackageError("model.onnx is not the file whose digest the manifest names")
+    try:
+        check_model_file(files["model.onnx"])
+    except ModelFileError as error:
+        raise PackageError(f"model.onnx: {error}") from None
     return Package(manifest, golden, card, files["model.onnx"])
 
 

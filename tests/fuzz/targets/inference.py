@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from google.protobuf.message import DecodeError
 
 import services
@@ -17,6 +18,8 @@ from sealward.kit.errors import SealwardError
 from services.inference.datatypes import DATATYPES
 from services.inference.golden import GoldenError, parse_golden
 from services.inference.manifest import Manifest, ManifestError, parse_manifest
+from services.inference.modelfile import ModelFileError, check_model_file
+from services.inference.operators import OPERATORS
 from services.inference.package import PackageError, pack, read_package, unpack
 from services.inference.tensors import Decoder
 from tests.fuzz.harness import target
@@ -129,3 +132,29 @@ def model_package(data: bytes) -> None:
     files = unpack(data)
     assert pack(files) == data
     read_package(files)
+
+
+def _model_files() -> list[bytes]:
+    return [(_SHIPPED / "model.onnx").read_bytes()]
+
+
+@target(ModelFileError, seeds=_model_files)
+def model_file(data: bytes) -> None:
+    """A model file. What is taken is, to ONNX's own parser, what was looked at."""
+    check_model_file(data)
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except DecodeError:
+        # ONNX Runtime refuses it as well.
+        return
+    assert not model.functions
+    assert not model.training_info
+    for node in model.graph.node:
+        assert node.op_type in OPERATORS[node.domain]
+        for attribute in node.attribute:
+            assert not attribute.graphs
+            assert not attribute.HasField("g")
+            assert not attribute.t.external_data
+    for tensor in model.graph.initializer:
+        assert not tensor.external_data
+        assert tensor.data_location == tensor.DEFAULT

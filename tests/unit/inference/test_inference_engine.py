@@ -88,7 +88,11 @@ def test_a_model_with_another_answer_fails_its_self_test(shipped: dict[str, Pack
 
 def test_one_failed_model_leaves_the_others(shipped: dict[str, Package]) -> None:
     registry = Registry(RuntimeSpec(), "ab" * 32)
-    bad = package_of(b"not an onnx file", manifest_dict(
+    # A file of the right form whose one node takes what nobody gives.
+    bad = package_of(make_onnx(
+        [helper.make_node("Identity", ["z"], ["y"])],
+        [("x", "FP32", [-1, 1])], [("y", "FP32", [-1, 1])],
+    ), manifest_dict(
         [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}],
         [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}], name="bad",
     ), [{"name": "one",
@@ -102,7 +106,7 @@ def test_one_failed_model_leaves_the_others(shipped: dict[str, Package]) -> None
         ("breast-cancer", State.READY),
         ("diabetes-progression", State.READY),
     ]
-    assert registry.entries()[0].reason == "the model does not load (InvalidProtobuf)"
+    assert registry.entries()[0].reason == "the model does not load (InvalidArgument)"
     assert registry.find("breast-cancer", "").manifest.version == "1"
     assert refusal(registry.find, "bad", "").reason is Reason.MODEL_NOT_READY
     for name, version in (("breast-cancer", "2"), ("none", ""), ("", "")):
