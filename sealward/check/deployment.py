@@ -14,7 +14,10 @@ SERVICES = ("gateway", "inference", "audit", "keys")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How a call ended: gRPC code, our reason, the trailers that name its record, the messages."""
+    """How a call ended: gRPC code, our reason, the trailers that name its record, the messages.
+
+    `details` is the text of the status: it is searched, never printed.
+    """
 
     code: str
     reason: str = ""
@@ -22,6 +25,7 @@ class Reply:
     log_index: int | None = None
     receipt: bytes = b""
     bodies: tuple[bytes, ...] = ()
+    details: str = field(repr=False, default="")
 
     @property
     def ok(self) -> bool:
@@ -71,13 +75,17 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was asked of this run. `canary` is the text that is looked for afterwards."""
+    """What was asked of this run.
+
+    `canary` is the text that is looked for afterwards, `patience` how many seconds a row may wait.
+    """
 
     profile: str
     canary: str
     read_only: bool = False
     disrupt: bool = False
     review_hours: int = 72
+    patience: int = 30
     last: Report | None = None
 
 
@@ -92,6 +100,9 @@ class Deployment(Protocol):
 
     def person(self, *roles: str, fresh: bool = False) -> Person:
         """Return a logged-in person with these roles; a `fresh` one is nobody else's."""
+
+    def one_time(self, role: str) -> Person:
+        """Return a person who is not logged in and whose password is for one use."""
 
     def login(self, person: Person, *, code: str = "", password: str = "") -> Reply:
         """Log a person in and keep the token; another `password` is only tried."""

@@ -24,6 +24,8 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 GATEWAY = "/sealward.api.gateway.v1."
 KEYS = "/sealward.api.keys.v1."
 WAIT_SECONDS = 10.0
+WRONG = "wrong horse battery"
+"""A password that is nobody's."""
 
 _FLOATS = {"FP16", "FP32", "FP64", "BF16"}
 _INTS = {"INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"}

@@ -59,8 +59,8 @@ ROW = Row(
     title="Ended access is ended: sessions, password, certificate",
     current="45 CFR 164.308(a)(3)(ii)(C)",
     nprm="proposed 45 CFR 164.308(a) (workforce: access ended within an hour, notice in 24 hours)",
-    proves="a disabled user's session is refused within a second, their password and the "
-    "renewal of their certificate at once",
+    proves="a disabled user's session is refused within a second, their password and the renewal "
+    "of their certificate at once",
     not_proven="that somebody disables the account when a person leaves",
     duty="tell the administrator when somebody leaves or changes jobs; tell others who gave access",
     run=run,

@@ -103,8 +103,8 @@ ROW = Row(
     "checkpoint are each found",
     not_proven="that an earlier state was not shown to others: witnesses and clients' checkpoints "
     "do that",
-    duty="keep the verifier key and checkpoints apart from the deployment; have somebody "
-    "else verify",
+    duty="keep the verifier key and checkpoints apart from the deployment; have somebody else "
+    "verify",
     run=run,
     writes=False,
 )

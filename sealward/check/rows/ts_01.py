@@ -31,8 +31,8 @@ ROW = Row(
     nprm="proposed 45 CFR 164.312 (encryption; transmission security)",
     proves="each listener, metrics included, refuses plaintext and TLS before 1.3, and an altered "
     "byte ends the connection",
-    not_proven="other programs of the site; the modules are not FIPS-validated "
-    "(sealward check --fips)",
+    not_proven="other programs of the site; the modules are not FIPS-validated (sealward check "
+    "--fips)",
     duty="encrypt what leaves Sealward: engines, records, backups, remote access",
     run=run,
     writes=False,

@@ -46,6 +46,9 @@ def check(
     review_hours: Annotated[
         int, typer.Option("--review-hours", min=0, help="Emergency access is reviewed within.")
     ] = 72,
+    patience: Annotated[
+        int, typer.Option("--patience", min=0, help="Seconds that a row may wait.")
+    ] = 30,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write the signed report here.")
     ] = None,
@@ -87,7 +90,8 @@ def check(
     made = run_check(
         Asked(
             directory=directory, profile=str(profile), rows=row or [], read_only=read_only,
-            disrupt=disrupt, review_hours=review_hours, diff=diff, endpoints=endpoints,
+            disrupt=disrupt, review_hours=review_hours,
+            patience=patience, diff=diff, endpoints=endpoints,
             credentials=credentials, vkey=vkey,
         ),
         told=(lambda text: line(text, err=True)),

@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,7 @@ class Live:
         self._material = material
         self._people: dict[tuple[str, ...], Person] = {}
         self._made: dict[str, Material] = {}
+        self._idle: dict[str, tuple[int, float]] = {}
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
         self._run = settings.canary[-8:].lower()
 
@@ -73,22 +75,36 @@ class Live:
     def person(self, *roles: str, fresh: bool = False) -> Person:
         """See Deployment."""
         if not fresh and roles in self._people:
-            return self._people[roles]
-        name = f"zzcheck-{self._run}-{len(self._made)}"
-        password = secrets.token_urlsafe(18)
-        request = gw.CreateUserRequest(user=name, roles=roles, password=password)
-        # Before the call: whatever becomes of it is taken away.
-        self._made[name] = self._material
-        reply = self._must(f"{_USERS}CreateUser", request, "a person for the check")
-        user_id = gw.CreateUserResponse.FromString(reply.body).user_id
-        person = Person(name, user_id, roles, password)
-        self._certify(name)
+            return self._awake(self._people[roles])
+        person = self._new(roles, one_time=False)
         logged_in = self.login(person)
         if not logged_in.ok:
             raise NotTestable(f"a person for the check cannot log in: {logged_in.said}")
         if not fresh:
             self._people[roles] = person
         return person
+
+    def _awake(self, person: Person) -> Person:
+        """Log somebody in again who did nothing for so long that the session may have ended."""
+        idle, last = self._idle.get(person.name, (0, 0.0))
+        if time.monotonic() - last > idle / 2 and not self.login(person).ok:
+            raise NotTestable("a person for the check cannot log in again")
+        return person
+
+    def one_time(self, role: str) -> Person:
+        """See Deployment."""
+        return self._new((role,), one_time=True)
+
+    def _new(self, roles: tuple[str, ...], *, one_time: bool) -> Person:
+        name = f"zzcheck-{self._run}-{len(self._made)}"
+        password = secrets.token_urlsafe(18)
+        request = gw.CreateUserRequest(user=name, roles=roles, password=password, one_time=one_time)
+        # Before the call: whatever becomes of it is taken away.
+        self._made[name] = self._material
+        reply = self._must(f"{_USERS}CreateUser", request, "a person for the check")
+        user_id = gw.CreateUserResponse.FromString(reply.body).user_id
+        self._certify(name)
+        return Person(name, user_id, roles, password)
 
     def _certify(self, name: str) -> None:
         key = new_key()
@@ -113,6 +129,7 @@ class Live:
         if reply.ok:
             answer = gw.LoginResponse.FromString(reply.body)
             person.token, person.session_id = answer.token, answer.session_id
+            self._idle[person.name] = (answer.idle_seconds, time.monotonic())
         return reply
 
     # --- calls -------------------------------------------------------------------------------
@@ -143,7 +160,8 @@ class Live:
                     call.cancel()
                     return Reply("OK", bodies=tuple(bodies))
         except grpc.RpcError as error:
-            return _reply(error, str(error.code().name), error_info(error)[0], ())
+            code, reason = str(error.code().name), error_info(error)[0]
+            return _reply(error, code, reason, (), str(error.details() or ""))
         return _reply(call, "OK", "", tuple(bodies))
 
     def _channel(self, service: str, name: str) -> grpc.Channel:
@@ -251,7 +269,9 @@ class Live:
                     self.call("audit", f"{_REVIEW}SignOff", decision.SerializeToString())
 
 
-def _reply(call: Any, code: str, reason: str, bodies: tuple[bytes, ...]) -> Reply:
+def _reply(
+    call: Any, code: str, reason: str, bodies: tuple[bytes, ...], details: str = ""
+) -> Reply:
     found = trailers(call)
     index = found.get("sealward-log-index")
     receipt = found.get("sealward-receipt-bin")
@@ -262,6 +282,7 @@ def _reply(call: Any, code: str, reason: str, bodies: tuple[bytes, ...]) -> Repl
         int(index) if isinstance(index, str) and index.isdigit() else None,
         receipt if isinstance(receipt, bytes) else b"",
         bodies,
+        details,
     )
 
 

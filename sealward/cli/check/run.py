@@ -33,6 +33,7 @@ class Asked:
     read_only: bool = False
     disrupt: bool = False
     review_hours: int = 72
+    patience: int = 30
     diff: Path | None = None
     endpoints: Path | None = None
     credentials: Path | None = None
@@ -55,6 +56,7 @@ def run_check(asked: Asked, told: Callable[[str], None]) -> dict[str, Any]:
         read_only=asked.read_only,
         disrupt=asked.disrupt,
         review_hours=asked.review_hours,
+        patience=asked.patience,
         last=last,
     )
     began = _now()
@@ -69,7 +71,8 @@ def run_check(asked: Asked, told: Callable[[str], None]) -> dict[str, Any]:
             "ended": _now(),
             "options": {
                 "read_only": asked.read_only, "disrupt": asked.disrupt,
-                "review_hours": asked.review_hours, "rows": [row.id for row in rows],
+                "review_hours": asked.review_hours, "patience": asked.patience,
+                "rows": [row.id for row in rows],
             },
         }  # fmt: skip
         made = reports.build(results, asked.profile, about, last)
