@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -58,6 +59,8 @@ class Live:
         self._made: dict[str, Material] = {}
         self._idle: dict[str, tuple[int, float]] = {}
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
+        self.ended = threading.Event()
+        """Set when the run has to end: then nothing more is asked."""
         self._run = settings.canary[-8:].lower()
 
     def __enter__(self) -> Self:
@@ -146,6 +149,8 @@ class Live:
         seconds: float = 20.0,
     ) -> Reply:
         """See Deployment."""
+        if self.ended.is_set():
+            raise KeyboardInterrupt
         bearer = token if token is not None else who.token if who else ""
         sent = (*metadata, ("authorization", f"Bearer {bearer}")) if bearer else tuple(metadata)
         channel = self._channel(service, who.name if who else "")
@@ -248,7 +253,8 @@ class Live:
     # --- afterwards --------------------------------------------------------------------------
 
     def clean_up(self) -> None:
-        """Disable the people of this run and decide about their emergency access. Never raises."""
+        """Disable the people of this run and decide about their emergency access."""
+        self.ended.clear()
         self._sign_off()
         for name in self._made:
             request = gw.DisableUserRequest(user=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sealward.tlog.receipt import VerifiedReceipt
 
 ATTEST = "/sealward.api.audit.v1.AttestService/AttestReport"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def run_check(asked: Asked, told: Callable[[str], None]) -> dict[str, Any]:
         last=last,
     )
     began = _now()
-    with _ended_in_order(), _deployment(asked, settings) as live:
+    with _ended_in_order() as ended, _deployment(asked, settings) as live:
+        live.ended = ended
         results = _run(live, rows, told)
         told("taking away what was made for it")
         live.clean_up()
@@ -148,22 +151,28 @@ def read_report(
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Let a terminated check take away what it made, as an interrupted one does."""
+def _ended_in_order() -> Iterator[threading.Event]:
+    """Let a check that is told to end take away what it made.
+
+    The event is set as well: an exception that is raised within a destructor is lost.
+    """
+    ended = threading.Event()
 
     def interrupt(_number: int, _frame: object) -> None:
+        ended.set()
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     except ValueError:
         # Not in the main thread: nobody can interrupt it there.
-        yield
+        yield ended
         return
     try:
-        yield
+        yield ended
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _now() -> str:
