@@ -29,6 +29,7 @@ from sealward.cli import (
     membership,
     model,
     policy,
+    quota,
     session,
     status,
     up,
@@ -63,7 +64,7 @@ def build() -> typer.Typer:
     nouns = {
         "user": user.app, "session": session.app, "factor": factor.app,
         "client": client.app, "access": access.app, "policy": policy.app,
-        "membership": membership.app,
+        "membership": membership.app, "quota": quota.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
         "vault": vault.app, "config": config.app, "check": check.app,
     }  # fmt: skip

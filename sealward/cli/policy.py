@@ -188,6 +188,7 @@ def explain(
         "rule": answer.rule,
         "roles": list(answer.roles),
         "outputs": list(answer.outputs),
+        "quotas": list(answer.quotas),
         "deciding": [{"id": r.id, "effect": r.effect, "text": r.text} for r in answer.deciding],
         "changes": [{"what": c.what, "value": c.value, "rule": c.rule} for c in answer.changes],
         "digest": answer.digest,
@@ -257,6 +258,7 @@ def diff(
                 "role": d.role, "rpc": d.rpc, "model": d.model, "purposes": list(d.purposes),
                 "opened": d.opened, "before": d.before_rule, "after": d.after_rule,
                 "before_outputs": list(d.before_outputs), "after_outputs": list(d.after_outputs),
+                "before_quotas": list(d.before_quotas), "after_quotas": list(d.after_quotas),
             }
             for d in answer.differences
         ]  # fmt: skip
@@ -270,12 +272,12 @@ def diff(
         )  # fmt: skip
         return
     table(
-        ["", "role", "rpc", "model", "purposes", "by", "outputs"],
+        ["", "role", "rpc", "model", "purposes", "by", "outputs", "quotas"],
         [
             ["opens" if d.opened else "closes", d.role, d.rpc, d.model or "-",
              ", ".join(p or "(none)" for p in d.purposes),
              d.after_rule if d.opened or d.after_rule != "default-deny" else d.before_rule,
-             _outputs(d.before_outputs, d.after_outputs)]
+             _both(d.before_outputs, d.after_outputs), _both(d.before_quotas, d.after_quotas)]
             for d in answer.differences
         ],
         empty=f"no difference in {answer.compared} questions",
@@ -410,6 +412,7 @@ def _explained(answer: pb.ExplainPolicyResponse) -> str:
     if answer.outputs:
         among = ["all"] if list(answer.outputs) == ["*"] else answer.outputs
         lines.append(f"outputs: {', '.join(among)}")
+    lines += [f"quota: {quota}" for quota in answer.quotas]
     lines += [found.text.rstrip("\n") for found in answer.deciding if found.text]
     if answer.changes:
         other = "refused" if answer.permitted else "permitted"
@@ -428,7 +431,7 @@ def _parameters(items: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _outputs(before: Sequence[str], after: Sequence[str]) -> str:
+def _both(before: Sequence[str], after: Sequence[str]) -> str:
     if not before and not after:
         return ""
     return " -> ".join(", ".join(names) or "none" for names in (before, after))

@@ -98,6 +98,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             "sealward.api.gateway.v1.MembershipService",
             {"SetMembership": _PEOPLE, "ListMemberships": _PEOPLE},
         ),
+        **_service("sealward.api.gateway.v1.QuotaService", {"ListQuotas": _PEOPLE}),
         **_service(
             "sealward.api.gateway.v1.PolicyService",
             dict.fromkeys(

@@ -101,6 +101,7 @@ EVENT_TYPES = frozenset(
         "session.denied-summary", "access.request", "access.list",
         "access.approve", "access.deny", "access.revoke", "policy.change", "policy.diff",
         "policy.explain", "membership.set", "membership.list",
+        "quota.list",
         "policy.propose", "policy.read", "policy.reject", "policy.shadow", "policy.test",
         "user.create", "user.disable", "user.list", "user.certificate",
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",

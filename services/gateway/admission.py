@@ -1,14 +1,14 @@
 """Whether a prediction may begin: identity, session, request, purpose, policy, deadline.
 
-One pass a call, in this order, and nothing in it blocks: where the session is not in the cache,
-`begin` says so and the caller comes back with `proceed` when it has been loaded.
+One pass a call, in this order, and nothing in it blocks: where the session is not in the cache, or
+a quota needs a new lease, `begin` says so and the caller comes back with `load`, which may block.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,9 @@ from services.gateway.memberships import Parameters
 from services.gateway.memberships import none as no_parameters
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Facts, Policy
+from services.gateway.policy.limits import Limit
 from services.gateway.purposes import purpose_of
+from services.gateway.quotas import Ticket
 from services.gateway.session import Session, token_hash
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -54,12 +56,19 @@ class Limits(Protocol):
         """See Catalog.time_limit."""
 
 
+class Counted(Protocol):
+    """What admission needs of the quotas."""
+
+    def take(self, limits: Sequence[Limit], user_id: str, *, wait: bool) -> Ticket | None:
+        """See Quotas.take."""
+
+
 @dataclass(slots=True, eq=False)
 class Flight:
     """One prediction on its way through the gateway.
 
     `deadline` is on the monotonic clock; `body` is the response message. `withheld` are the outputs
-    that were left out of it.
+    that were left out of it; `taken` is what the call has taken of its quotas.
     """
 
     call: Call
@@ -76,6 +85,7 @@ class Flight:
     error: SealwardError | None = None
     run: Run | None = None
     withheld: tuple[str, ...] = ()
+    taken: Ticket | None = None
 
 
 class Admission:
@@ -90,12 +100,15 @@ class Admission:
         max_message_bytes: int,
         fresh_seconds: int = 0,
         parameters: Callable[[str, tuple[str, ...]], Parameters] = no_parameters,
+        quotas: Counted | None = None,
     ) -> None:
         """`fresh_seconds` is for how long a proof of the second factor counts.
 
-        `parameters` returns those of a user's memberships (Memberships.of).
+        `parameters` returns those of a user's memberships (Memberships.of). Without `quotas` a call
+        that counts for one is refused.
         """
         self._parameters = parameters
+        self._quotas = quotas
         self._fresh = fresh_seconds
         self._sessions = sessions
         self._policy = policy
@@ -117,16 +130,19 @@ class Admission:
         if session is None:
             return False
         flight.session = session
-        self.proceed(flight)
-        return True
+        return self.proceed(flight)
 
     def load(self, flight: Flight) -> None:
         """Read the session from the store, then `proceed`. Blocks for a round trip or two."""
-        flight.session = self._sessions.load(flight.token_name, flight.call.peer.spki_sha256)
-        self.proceed(flight)
+        if flight.session is None:
+            flight.session = self._sessions.load(flight.token_name, flight.call.peer.spki_sha256)
+        self.proceed(flight, wait=True)
 
-    def proceed(self, flight: Flight) -> None:
-        """Check what comes after the session."""
+    def proceed(self, flight: Flight, *, wait: bool = False) -> bool:
+        """Check what comes after the session.
+
+        Return False when a quota has to be leased first; with `wait` it is leased.
+        """
         call, session = flight.call, flight.session
         assert session is not None  # noqa: S101 - both callers have just set it
         flight.headers = headers = read_headers(call.metadata)
@@ -165,6 +181,15 @@ class Admission:
         flight.deadline = min(call.deadline, now + self._limits.time_limit(model))
         if flight.deadline <= now:
             raise SealwardError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the answer")
+        if flight.decision.quotas:
+            return self._count(flight, session.user_id, wait=wait)
+        return True
+
+    def _count(self, flight: Flight, user_id: str, *, wait: bool) -> bool:
+        if self._quotas is None or flight.decision is None:
+            raise SealwardError(Reason.QUOTA_EXCEEDED, "nobody counts quotas", retry_after=60.0)
+        flight.taken = self._quotas.take(flight.decision.quotas, user_id, wait=wait)
+        return flight.taken is not None
 
 
 def _field(name: str) -> SealwardError:

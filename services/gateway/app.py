@@ -18,6 +18,7 @@ from sealward.api.gateway.v1 import (
     gateway_pb2_grpc,
     membership_pb2_grpc,
     policy_pb2_grpc,
+    quota_pb2_grpc,
     workload_pb2_grpc,
 )
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
@@ -56,6 +57,8 @@ from services.gateway.policy import load_policy
 from services.gateway.policy.changes import PolicyChanges
 from services.gateway.policy.store import PolicyStore
 from services.gateway.policy_servicer import PolicyServicer
+from services.gateway.quota_servicer import QuotaServicer
+from services.gateway.quotas import Quotas
 from services.gateway.sealing import SessionSealer
 from services.gateway.servicer import LogServicer, SessionServicer, UserServicer
 from services.gateway.sessions import SessionStore, make_pool
@@ -144,6 +147,8 @@ class Gateway:
         )
         policy = changes.live
         self._grants = Grants(settings.data_dir / "grants.db", time.time)
+        metrics = GatewayMetrics(ctx.metrics)
+        quotas = Quotas(pool, refused=metrics.quota_refused)
         self._memberships = Memberships(settings.data_dir / "memberships.db")
         authority = Authority(self._store, policy, settings.step_up_seconds, self._memberships.of)
         denials = DenialLimit()
@@ -156,7 +161,7 @@ class Gateway:
 
         admission = Admission(
             self._store, policy, self._grants, self._catalog, settings.max_message_bytes,
-            settings.step_up_seconds, self._memberships.of,
+            settings.step_up_seconds, self._memberships.of, quotas,
         )  # fmt: skip
         self._pipeline = Pipeline(
             self._front, admission, self._inference, self._audit, writer, denials, self._catalog,
@@ -219,6 +224,16 @@ class Gateway:
                     MembershipServicer(authority, self._memberships, self._users),
                 ),
                 (
+                    quota_pb2_grpc.add_QuotaServiceServicer_to_server,
+                    QuotaServicer(
+                        authority,
+                        quotas,
+                        self._users,
+                        policy.quotas_of,
+                        self._memberships.of,
+                    ),
+                ),
+                (
                     factor_pb2_grpc.add_FactorServiceServicer_to_server,
                     FactorServicer(
                         authority,
@@ -236,7 +251,7 @@ class Gateway:
                         self._store,
                         log,
                         break_glass_seconds=settings.break_glass_seconds,
-                        alarm=GatewayMetrics(ctx.metrics).glass_broken,
+                        alarm=metrics.glass_broken,
                     ),
                 ),
                 (

@@ -89,6 +89,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_POLICY}GetShadowPolicy": "policy.shadow",
         f"{_MEMBERSHIP}SetMembership": "membership.set",
         f"{_MEMBERSHIP}ListMemberships": "membership.list",
+        "/sealward.api.gateway.v1.QuotaService/ListQuotas": "quota.list",
         f"{_LOG}GetConsistency": "log.consistency",
         f"{_LOG}GetReceipt": "log.receipt",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",

@@ -112,12 +112,16 @@ def model(name: str, version: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What inference says of a run, and the same encoded. `digest` is 32 bytes or empty."""
+    """What inference says of a run, and the same encoded. `digest` is 32 bytes or empty.
+
+    `rows` is 0 for a call that did not run.
+    """
 
     model: str
     version: str
     digest: bytes
     encoded: bytes
+    rows: int = 0
 
 
 @lru_cache(maxsize=4096)
@@ -148,7 +152,7 @@ def run_of(record: bytes) -> Run:
     if r.dropped_names:
         values.append((names.INPUTS_DROPPED_NAMES, tuple(r.dropped_names)))
     encoded = b"".join(attribute(key, value) for key, value in values)
-    return Run(r.model_name, r.model_version, r.model_digest, encoded)
+    return Run(r.model_name, r.model_version, r.model_digest, encoded, r.rows)
 
 
 @lru_cache(maxsize=1024)

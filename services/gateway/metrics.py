@@ -14,6 +14,15 @@ class GatewayMetrics:
             ["reason"], registry=registry,
         )  # fmt: skip
 
+        self._quotas = Counter(
+            "sealward_gateway_quota_refused", "Calls that a used-up quota refused",
+            ["policy", "kind"], registry=registry,
+        )  # fmt: skip
+
+    def quota_refused(self, policy: str, kind: str) -> None:
+        """Count one refusal, by the policy's id and `calls`, `rows` or `concurrent`."""
+        self._quotas.labels(policy, kind).inc()
+
     def glass_broken(self, reason: str) -> None:
         """Count one emergency, by its reason code."""
         self._broken_glass.labels(reason).inc()

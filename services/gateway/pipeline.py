@@ -219,6 +219,9 @@ class Pipeline:
         out: list[Outgoing] = []
         unrecorded: list[Answer] = []
         for flight in flights:
+            if flight.taken is not None:
+                flight.taken.done(flight.run.rows if flight.run else 0)
+                flight.taken = None
             identity = flight.call.peer.identity.uri
             if flight.session is None and not self._denials.allow(identity, now):
                 unrecorded.append(Answer(flight.call.id, error=flight.error))

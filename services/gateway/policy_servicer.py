@@ -120,6 +120,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
             ],
             roles=question.roles,
             outputs=questions.released(decision, question.rpc),
+            quotas=questions.limited(decision),
         )
 
     def TestPolicy(self, request: pb.TestPolicyRequest, context: Any) -> pb.TestPolicyResponse:
@@ -161,6 +162,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
                     role=row.role, rpc=row.rpc, model=row.model, purposes=row.purposes,
                     opened=row.opened, before_rule=row.before_rule, after_rule=row.after_rule,
                     before_outputs=row.before_outputs, after_outputs=row.after_outputs,
+                    before_quotas=row.before_quotas, after_quotas=row.after_quotas,
                 )
                 for row in rows
             ],

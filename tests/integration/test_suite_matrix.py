@@ -18,6 +18,7 @@ from sealward.api.gateway.v1 import (
     gateway_pb2,
     membership_pb2,
     policy_pb2,
+    quota_pb2,
     workload_pb2,
 )
 from sealward.api.oip.v2 import open_inference_pb2
@@ -50,6 +51,7 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "ExplainPolicy": _POLICY | {"operator"}, "TestPolicy": _POLICY, "DiffPolicy": _POLICY,
     "ProposePolicy": _POLICY, "ApprovePolicy": _POLICY, "RejectPolicy": _POLICY,
     "SetMembership": _PEOPLE, "ListMemberships": _POLICY,
+    "ListQuotas": EVERYBODY,
     "SetShadowPolicy": _POLICY, "GetShadowPolicy": _POLICY,
 }  # fmt: skip
 OPEN = frozenset({"ServerLive", "ServerReady", "Login", "IssueToken"})
@@ -73,7 +75,7 @@ def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
     files = (
         open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2, membership_pb2,
-        workload_pb2,
+        quota_pb2, workload_pb2,
     )  # fmt: skip
     for file in files:
         for service in file.DESCRIPTOR.services_by_name.values():

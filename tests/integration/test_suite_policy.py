@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 
 from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
 from sealward.kit.statement import verify
+from tests.support.searching import scraped
 from tests.support.suites import RunningSuite, request, running
 
 CASES = Path("docs/examples/policy-cases.json")
@@ -158,3 +162,56 @@ def test_outputs_by_role(own: RunningSuite, tmp_path: Path) -> None:
     whole = ModelInferResponse.FromString(own.ask(bill, purpose="HPAYMT").response)
     assert {output.name for output in whole.outputs} == {"malignant_probability", "label"}
     assert "sealward_outputs_withheld" not in whole.parameters
+
+
+QUOTA = """
+@id("operator-tries") @quota("calls=3/day, concurrent=4")
+permit (principal in Role::"operator", action == Action::"ModelInfer", resource is Model)
+when { context has purpose && context.purpose == Purpose::"SYSDEV" };
+"""
+
+
+def test_a_quota_of_a_role(own: RunningSuite, tmp_path: Path) -> None:
+    olga, ada = own.user("olga", "operator"), own.user("ada")
+    sam, pia = own.user("sam", "security-admin"), own.user("pia", "privacy-officer")
+    site = tmp_path / "site.cedar"
+    site.write_text(own.sealward("policy", "show")["active"]["text"] + QUOTA)
+    made = own.sealward("policy", "propose", str(site), "--as", sam)
+    own.sealward("policy", "approve", made["digest"], "--as", pia)
+    for _ in range(3):
+        own.ask(olga, purpose="SYSDEV")
+    error = own.refusal(olga, purpose="SYSDEV")
+    assert error.details["reason"] == "QUOTA_EXCEEDED"
+    assert "calls=3/day" in error.message
+    token = own.token(olga)
+    metadata = (("authorization", f"Bearer {token}"), ("sealward-purpose", "SYSDEV"))
+    with pytest.raises(grpc.RpcError) as caught:
+        own.raw(olga, metadata)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailers = dict(caught.value.trailing_metadata())  # type: ignore[attr-defined]
+    retry = RetryInfo()
+    details = Status.FromString(trailers["grpc-status-details-bin"]).details
+    assert any(one.Unpack(retry) for one in details)
+    assert 0 < retry.retry_delay.seconds <= 86_400
+    shown = own.event(error.details["event_id"])["span"]["attributes"]
+    assert shown["sealward.outcome"] == "denied"
+    assert shown["sealward.policy.id"] == "operator-tries"
+
+    mine = own.sealward("quota", "show", "--as", olga)["quotas"]
+    assert {(q["kind"], q["amount"], q["used"], q["user"]) for q in mine} == {
+        ("calls", 3, 3, olga), ("concurrent", 4, 0, olga),
+    }  # fmt: skip
+    assert own.sealward("quota", "show", "--user", olga)["quotas"] == mine
+    everybody = own.sealward("quota", "show", "--all")["quotas"]
+    assert [q["user"] for q in everybody if q["kind"] == "calls"] == [olga]
+    assert own.sealward("quota", "show", "--as", ada)["quotas"] == []
+    refused = own.sealward("quota", "show", "--user", olga, "--as", ada, code=1)
+    assert refused["error"]["reason"] == "POLICY_DENIED"
+    explained = own.sealward("policy", "explain", "--user", olga, "--purpose", "SYSDEV",
+                             "--model", "breast-cancer")  # fmt: skip
+    assert explained["quotas"] == [
+        "calls=3/day (operator-tries)", "concurrent=4 (operator-tries)",
+    ]  # fmt: skip
+    own.ask(ada)
+    name = b'sealward_gateway_quota_refused_total{kind="calls",policy="operator-tries"}'
+    assert any(name + b" 2.0" in page for page in scraped(own))

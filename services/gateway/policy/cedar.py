@@ -7,6 +7,7 @@ questions come again and again; a policy set never changes while the object live
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import cedarpy
 from cedarpy import pst
 
 from sealward.kit.errors import StartupError
-from services.gateway.policy import restrictions, schema
+from services.gateway.policy import limits, restrictions, schema
 from services.gateway.policy.interface import (
     NO_FACTS,
     NO_RULE,
@@ -67,6 +68,11 @@ class CedarPolicy:
             given: restrictions.outputs_of(parsed.static_policies[name].annotations, name)
             for name, given in self._ids.items()
         }
+        self._quotas = {
+            given: limits.written(parsed.static_policies[name].annotations, name)
+            for name, given in self._ids.items()
+        }
+        self._counts = any(self._quotas.values())
         self._withholds = any(items is not None for items in self._outputs.values())
         # A question is the same one whatever parameters its caller has, if none is read.
         self._reads_parameters = any(mark in text for mark in ("getTag", "hasTag", "$"))
@@ -126,10 +132,38 @@ class CedarPolicy:
     ) -> Decision:
         permitted, rules = self._evaluate(roles, rpc, model, purpose, facts, actor)
         outputs = None
+        quotas: tuple[limits.Limit, ...] = ()
+        if permitted and self._counts and rpc == _PREDICTION:
+            quotas = self._limited(rules, facts.parameters)
         if permitted and self._withholds and rpc == _PREDICTION:
             outputs = self._released(rules, facts)
         # The first of the text, so that the same question names the same rule on every gateway.
-        return Decision(permitted, rules[0] if rules else NO_RULE, self._digest, outputs)
+        return Decision(permitted, rules[0] if rules else NO_RULE, self._digest, outputs, quotas)
+
+    def _limited(
+        self, rules: Iterable[str], parameters: tuple[tuple[str, str], ...]
+    ) -> tuple[limits.Limit, ...]:
+        """Return every quota of the policies that permit."""
+        values = dict(parameters)
+        return tuple(
+            limits.resolve(rule, quota, values) for rule in rules for quota in self._quotas[rule]
+        )
+
+    def quotas_of(
+        self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()
+    ) -> set[limits.Limit]:
+        """Return the quotas that some prediction of a caller with these roles counts for."""
+        if not self._counts:
+            return set()
+        models = [name for kind, name in self.named if kind == "Model"]
+        other = next(n for n in (f"other-{i}" for i in itertools.count()) if n not in models)
+        found: set[limits.Limit] = set()
+        for model, purpose, granted in itertools.product(
+            [*models, other], sorted(PURPOSES), (False, True)
+        ):
+            facts = Facts(granted=granted, patient=True, parameters=parameters)
+            found.update(self.decide(roles, _PREDICTION, model, purpose, facts).quotas)
+        return found
 
     def _released(self, rules: Sequence[str], facts: Facts) -> frozenset[str] | None:
         """Return what the policies that permit release together; None for everything."""

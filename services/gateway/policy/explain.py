@@ -56,6 +56,8 @@ class Difference:
     after_rule: str
     before_outputs: tuple[str, ...] = ()
     after_outputs: tuple[str, ...] = ()
+    before_quotas: tuple[str, ...] = ()
+    after_quotas: tuple[str, ...] = ()
 
 
 def ask(policy: CedarPolicy, question: Question) -> Decision:
@@ -70,6 +72,14 @@ def released(decision: Decision, rpc: str) -> tuple[str, ...]:
     if not decision.permitted or rpc != "ModelInfer":
         return ()
     return (ALL_OUTPUTS,) if decision.outputs is None else tuple(sorted(decision.outputs))
+
+
+def limited(decision: Decision) -> tuple[str, ...]:
+    """Return the quotas that a permitted call counts for, in words."""
+    return tuple(
+        f"{limit.text}{' shared' if limit.shared else ''} ({limit.rule})"
+        for limit in decision.quotas
+    )
 
 
 def changes(policy: CedarPolicy, question: Question) -> list[Change]:
@@ -127,6 +137,7 @@ def differences(before: CedarPolicy, after: CedarPolicy) -> tuple[list[Differenc
                     key = (
                         *(role, each, shown, opens(old, new), old.rule, new.rule),
                         *(released(old, each), released(new, each)),
+                        *(limited(old), limited(new)),
                     )
                     found.setdefault(key, []).extend(others)
     rows = [

@@ -6,6 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.gateway.policy.limits import Limit, PolicyError, loosens
+
+__all__ = [
+    "NO_FACTS",
+    "NO_RULE",
+    "RULE_FAILED",
+    "Decision",
+    "Facts",
+    "Policy",
+    "PolicyError",
+    "opens",
+    "same_effect",
+]
+
 NO_RULE = "default-deny"
 """The rule of a decision that no rule made: deny by default."""
 RULE_FAILED = "rule-failed"
@@ -40,30 +54,31 @@ class Decision:
     """What was decided, by which rule of which policy set (SHA-256 of its text, hexadecimal).
 
     `outputs`: of a prediction that is permitted these outputs may be released; None = all.
+    `quotas`: what it counts for.
     """
 
     permitted: bool
     rule: str
     digest: str
     outputs: frozenset[str] | None = None
+    quotas: tuple[Limit, ...] = ()
 
 
 def same_effect(one: Decision, other: Decision) -> bool:
-    """Whether two decisions let the same call through with the same outputs."""
-    return (one.permitted, one.outputs) == (other.permitted, other.outputs)
+    """Whether two decisions let the same call through with the same outputs and quotas."""
+    mine, others = ({q[1:] for q in decision.quotas} for decision in (one, other))
+    return (one.permitted, one.outputs, mine) == (other.permitted, other.outputs, others)
 
 
 def opens(before: Decision, after: Decision) -> bool:
     """Whether the second decision lets something through that the first does not."""
     if not (before.permitted and after.permitted):
         return after.permitted
-    if before.outputs is None:
-        return False
-    return after.outputs is None or not after.outputs <= before.outputs
-
-
-class PolicyError(Exception):
-    """A policy set that cannot be used. The message says where and why; it quotes policies only."""
+    if before.outputs is not None and (
+        after.outputs is None or not after.outputs <= before.outputs
+    ):
+        return True
+    return loosens(before.quotas, after.quotas)
 
 
 class Policy(Protocol):
@@ -77,3 +92,8 @@ class Policy(Protocol):
         self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts = NO_FACTS
     ) -> Decision:
         """Decide for a caller with these roles. `model` and `purpose` may be empty."""
+
+    def quotas_of(
+        self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()
+    ) -> set[Limit]:
+        """Return the quotas that some prediction of a caller with these roles counts for."""

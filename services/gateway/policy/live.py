@@ -15,6 +15,7 @@ from services.gateway.policy.interface import (
     opens,
     same_effect,
 )
+from services.gateway.policy.limits import Limit
 
 _MOST_KINDS = 10_000
 
@@ -72,6 +73,12 @@ class LivePolicy:
         if shadow is not None:
             self._compare(shadow, decision, (tuple(roles), rpc, model, purpose), facts)
         return decision
+
+    def quotas_of(
+        self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()
+    ) -> set[Limit]:
+        """See Policy."""
+        return self._policy.quotas_of(roles, parameters)
 
     def shadow(self, policy: Policy | None) -> None:
         """Let a set decide beside the one in force, counting from zero; None ends that."""

@@ -1,4 +1,4 @@
-"""What a policy says beside its rule, in annotations: which outputs it releases. Pure.
+"""What a policy may say beside its rule, in annotations, and which outputs it releases. Pure.
 
     @outputs("malignant_probability, $service.outputs")
 
@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from services.gateway.policy.interface import PolicyError
+from services.gateway.policy.limits import QUOTA, SHARED
 
 OUTPUTS = "outputs"
-KNOWN = frozenset({"id", OUTPUTS, "description", "doc"})
+KNOWN = frozenset({"id", OUTPUTS, QUOTA, SHARED, "description", "doc"})
 """Annotations that a policy may have. A mistyped one is refused: it would open what it closes."""
 
 _OUTPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_./:-]{0,127}")
@@ -34,8 +35,8 @@ def check_names(given: Mapping[str, object], name: str, *, permits: bool) -> Non
             f"{name}: @{unknown[0]} is not known; known are "
             + ", ".join(f"@{known}" for known in sorted(KNOWN))
         )
-    if not permits and OUTPUTS in given:
-        raise PolicyError(f"{name}: only a permit releases outputs")
+    if not permits and {OUTPUTS, QUOTA, SHARED} & set(given):
+        raise PolicyError(f"{name}: only a permit has outputs and quotas")
 
 
 def outputs_of(given: Mapping[str, object], name: str) -> tuple[str, ...] | None:

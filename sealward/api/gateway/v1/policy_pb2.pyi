@@ -429,6 +429,7 @@ class ExplainPolicyResponse(_message.Message):
     CHANGES_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
     permitted: _builtins.bool
     """Whether it is permitted."""
     rule: _builtins.str
@@ -451,6 +452,10 @@ class ExplainPolicyResponse(_message.Message):
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Outputs that a permitted prediction releases; `*` = all of the model's."""
 
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Quotas that a permitted prediction counts for, such as `calls=600/minute (clinician-infer)`."""
+
     def __init__(
         self,
         *,
@@ -461,10 +466,11 @@ class ExplainPolicyResponse(_message.Message):
         changes: _abc.Iterable[Global___PolicyChange] | None = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
+        quotas: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "deciding", b"deciding", "digest", b"digest", "outputs", b"outputs", "permitted", b"permitted", "roles", b"roles", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "deciding", b"deciding", "digest", b"digest", "outputs", b"outputs", "permitted", b"permitted", "quotas", b"quotas", "roles", b"roles", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -753,6 +759,8 @@ class PolicyDifference(_message.Message):
     AFTER_RULE_FIELD_NUMBER: _builtins.int
     BEFORE_OUTPUTS_FIELD_NUMBER: _builtins.int
     AFTER_OUTPUTS_FIELD_NUMBER: _builtins.int
+    BEFORE_QUOTAS_FIELD_NUMBER: _builtins.int
+    AFTER_QUOTAS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The role."""
     rpc: _builtins.str
@@ -777,6 +785,14 @@ class PolicyDifference(_message.Message):
     def after_outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Outputs that would be released."""
 
+    @_builtins.property
+    def before_quotas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Quotas that a prediction counts for now."""
+
+    @_builtins.property
+    def after_quotas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Quotas that it would count for."""
+
     def __init__(
         self,
         *,
@@ -789,10 +805,12 @@ class PolicyDifference(_message.Message):
         after_rule: _builtins.str = ...,
         before_outputs: _abc.Iterable[_builtins.str] | None = ...,
         after_outputs: _abc.Iterable[_builtins.str] | None = ...,
+        before_quotas: _abc.Iterable[_builtins.str] | None = ...,
+        after_quotas: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_outputs", b"after_outputs", "after_rule", b"after_rule", "before_outputs", b"before_outputs", "before_rule", b"before_rule", "model", b"model", "opened", b"opened", "purposes", b"purposes", "role", b"role", "rpc", b"rpc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_outputs", b"after_outputs", "after_quotas", b"after_quotas", "after_rule", b"after_rule", "before_outputs", b"before_outputs", "before_quotas", b"before_quotas", "before_rule", b"before_rule", "model", b"model", "opened", b"opened", "purposes", b"purposes", "role", b"role", "rpc", b"rpc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
