@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealward.cli.acting import Acting, As
-from sealward.cli.errors import CliError, unreadable, usage
+from sealward.cli.errors import unreadable, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, table
 from sealward.cli.suite import Suite
@@ -186,12 +186,11 @@ def token(
     """Log a client in with an assertion; the token is kept in `clients/NAME/session`."""
     from sealward.api.gateway.v1 import workload_pb2 as pb
     from sealward.api.gateway.v1.workload_pb2_grpc import WorkloadServiceStub
-    from sealward.cli.connect import CALL_SECONDS, trust_domain, user_channel, user_folder
+    from sealward.cli.connect import CALL_SECONDS, trust_domain, user_channel
     from sealward.cli.connect import user_material as material
+    from sealward.cli.login import keep_session
     from sealward.cli.rpc import calling
-    from sealward.cli.suite import write_private
     from sealward.client.assertion import ASSERTION_TYPE, sign_assertion
-    from sealward.client.calls import CallList
     from sealward.client.errors import ClientError
 
     suite = Suite.at(directory)
@@ -214,12 +213,7 @@ def token(
             ),
             timeout=CALL_SECONDS,
         )
-    folder = user_folder(suite, name)
-    write_private(folder / "session", answer.access_token.encode("ascii"))
-    try:
-        CallList(folder, name).learn(answer.access_token, answer.session_id)
-    except ClientError as error:
-        raise CliError(str(error)) from None
+    keep_session(suite, name, answer.access_token, answer.session_id)
     emit(
         {"token": answer.access_token, "expires_in": answer.expires_in, "scope": answer.scope},
         as_json=as_json,

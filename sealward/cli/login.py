@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sealward.cli.errors import CliError
+from sealward.cli.errors import CliError, usage
 from sealward.cli.options import DEFAULT, Dir, Json, User
 from sealward.cli.output import emit
 from sealward.cli.passwords import read_password
@@ -31,11 +31,24 @@ def login(
     code: Annotated[
         str, typer.Option("--code", help="One-time password or recovery code; else asked.")
     ] = "",
+    oidc: Annotated[
+        bool, typer.Option("--oidc", help="At the identity provider, in a browser.")
+    ] = False,
+    browser: Annotated[
+        bool, typer.Option(help="With --oidc: open a browser, or print where to go.")
+    ] = True,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Log a user in; the token is kept in `clients/NAME/session`."""
     suite = Suite.at(directory)
+    if oidc:
+        from sealward.cli.oidc import login_at_provider
+
+        if password_file or new_password_file:
+            raise usage("with --oidc the password is the provider's business")
+        _said(user, *login_at_provider(suite, user, code, browser=browser), as_json=as_json)
+        return
     password = read_password(password_file, f"password of {user}")
     new = read_password(new_password_file, "new password") if new_password_file else ""
     try:
@@ -45,6 +58,10 @@ def login(
             raise
         asked: str = typer.prompt("code", err=True)
         token, expires = start_session(suite, user, password, new, asked)
+    _said(user, token, expires, as_json=as_json)
+
+
+def _said(user: str, token: str, expires: int, *, as_json: bool) -> None:
     until = dt.datetime.fromtimestamp(expires, dt.UTC).isoformat(timespec="seconds")
     emit(
         {"token": token, "expires": expires},
@@ -88,23 +105,30 @@ def start_session(
     from sealward.api.gateway.v1 import gateway_pb2 as gw
     from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
     from sealward.cli.bootstrap import FIRST_ADMIN
-    from sealward.cli.connect import CALL_SECONDS, user_channel, user_folder
+    from sealward.cli.connect import CALL_SECONDS, user_channel
     from sealward.cli.rpc import calling
-    from sealward.cli.suite import write_private
-    from sealward.client.calls import CallList
-    from sealward.client.errors import ClientError
 
     with calling("logging in"), user_channel(suite, user) as channel:
         answer = SessionServiceStub(channel).Login(
             gw.LoginRequest(user=user, password=password, new_password=new_password, code=code),
             timeout=CALL_SECONDS,
         )
-    folder = user_folder(suite, user)
-    write_private(folder / "session", answer.token.encode("ascii"))
-    try:
-        CallList(folder, user).learn(answer.token, answer.session_id)
-    except ClientError as error:
-        raise CliError(str(error)) from None
+    keep_session(suite, user, answer.token, answer.session_id)
     if user == FIRST_ADMIN and new_password:
         suite.admin_password_file.unlink(missing_ok=True)
     return answer.token, int(answer.expires)
+
+
+def keep_session(suite: Suite, user: str, token: str, session_id: str) -> None:
+    """Keep the token of a new session in the client folder, and begin its list of calls."""
+    from sealward.cli.connect import user_folder
+    from sealward.cli.suite import write_private
+    from sealward.client.calls import CallList
+    from sealward.client.errors import ClientError
+
+    folder = user_folder(suite, user)
+    write_private(folder / "session", token.encode("ascii"))
+    try:
+        CallList(folder, user).learn(token, session_id)
+    except ClientError as error:
+        raise CliError(str(error)) from None

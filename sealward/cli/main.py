@@ -23,6 +23,7 @@ from sealward.cli import (
     doctor,
     factor,
     healthcheck,
+    identity,
     infer,
     keys,
     login,
@@ -63,8 +64,8 @@ def build() -> typer.Typer:
         app.command(name)(verb)
     nouns = {
         "user": user.app, "session": session.app, "factor": factor.app,
-        "client": client.app, "access": access.app, "policy": policy.app,
-        "membership": membership.app, "quota": quota.app,
+        "client": client.app, "identity": identity.app, "access": access.app,
+        "policy": policy.app, "membership": membership.app, "quota": quota.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
         "vault": vault.app, "config": config.app, "check": check.app,
     }  # fmt: skip

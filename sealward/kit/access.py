@@ -84,6 +84,16 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             },
         ),
         **_service(
+            "sealward.api.gateway.v1.OidcService",
+            {
+                "BeginOidcLogin": frozenset({"user"}),
+                "FinishOidcLogin": frozenset({"user"}),
+                "LinkIdentity": _PEOPLE,
+                "UnlinkIdentity": _PEOPLE,
+                "ListIdentities": _PEOPLE,
+            },
+        ),
+        **_service(
             "sealward.api.gateway.v1.AccessService",
             {
                 "RequestAccess": _CALLERS,

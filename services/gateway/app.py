@@ -17,6 +17,7 @@ from sealward.api.gateway.v1 import (
     factor_pb2_grpc,
     gateway_pb2_grpc,
     membership_pb2_grpc,
+    oidc_pb2_grpc,
     policy_pb2_grpc,
     quota_pb2_grpc,
     workload_pb2_grpc,
@@ -38,6 +39,7 @@ from services.gateway.access_servicer import AccessServicer
 from services.gateway.admission import Admission
 from services.gateway.authority import Authority
 from services.gateway.catalog import Catalog
+from services.gateway.challenges import Challenges
 from services.gateway.control import ControlRecorder
 from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
@@ -50,6 +52,9 @@ from services.gateway.ledgers import Ledgers
 from services.gateway.membership_servicer import MembershipServicer
 from services.gateway.memberships import Memberships
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.oidc.assembly import make_logins
+from services.gateway.oidc.identities import Identities
+from services.gateway.oidc_servicer import OidcServicer
 from services.gateway.oip import InferenceServicer
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import METHOD, Pipeline, audit_lost
@@ -73,6 +78,7 @@ from services.gateway.workloads.clients import ClientDirectory
 
 _TICK_SECONDS = 0.05
 _SUMMARY_SECONDS = 60.0
+_LOGIN_SECONDS = 300.0
 _APPEND = "/sealward.api.audit.v1.AuditService/Append"
 _INFER = "/sealward.api.inference.v1.InferenceService/Infer"
 
@@ -130,6 +136,7 @@ class Gateway:
         throttle = LoginThrottle(time.monotonic)
         self._users = UserDirectory(settings.data_dir / "users.db", self._passwords, throttle)
         self._clients = ClientDirectory(settings.data_dir / "clients.db")
+        self._identities = Identities(settings.data_dir / "identities.db")
         self._factor_store = FactorStore(settings.data_dir / "factors.db", self._ring)
         factors = Factors(self._factor_store, throttle, time.time)
         self._store = SessionStore(
@@ -194,6 +201,23 @@ class Gateway:
                         keys_channels.get,
                         settings.trust_domain,
                         self._clients,
+                    ),
+                ),
+                (
+                    oidc_pb2_grpc.add_OidcServiceServicer_to_server,
+                    OidcServicer(
+                        authority,
+                        make_logins(
+                            settings,
+                            Challenges(pool, self._sealer, _LOGIN_SECONDS),
+                            self._identities,
+                            self._users,
+                            self._clients,
+                        ),
+                        self._identities,
+                        self._users,
+                        self._store,
+                        factors,
                     ),
                 ),
                 (
@@ -309,6 +333,7 @@ class Gateway:
         self._passwords.close()
         self._users.close()
         self._clients.close()
+        self._identities.close()
         self._policies.close()
         self._grants.close()
         self._memberships.close()

@@ -34,6 +34,7 @@ _SESSION = "/sealward.api.gateway.v1.SessionService/"
 _USER = "/sealward.api.gateway.v1.UserService/"
 _FACTOR = "/sealward.api.gateway.v1.FactorService/"
 _WORKLOAD = "/sealward.api.gateway.v1.WorkloadService/"
+_OIDC = "/sealward.api.gateway.v1.OidcService/"
 _ACCESS = "/sealward.api.gateway.v1.AccessService/"
 _POLICY = "/sealward.api.gateway.v1.PolicyService/"
 _MEMBERSHIP = "/sealward.api.gateway.v1.MembershipService/"
@@ -71,6 +72,11 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_WORKLOAD}ListClients": "client.list",
         f"{_WORKLOAD}RotateClientKeys": "client.rotate",
         f"{_WORKLOAD}DisableClient": "client.disable",
+        f"{_OIDC}BeginOidcLogin": "session.oidc-begin",
+        f"{_OIDC}FinishOidcLogin": "session.oidc",
+        f"{_OIDC}LinkIdentity": "identity.link",
+        f"{_OIDC}UnlinkIdentity": "identity.unlink",
+        f"{_OIDC}ListIdentities": "identity.list",
         f"{_ACCESS}RequestAccess": "access.request",
         f"{_ACCESS}ListAccess": "access.list",
         f"{_ACCESS}ApproveAccess": "access.approve",

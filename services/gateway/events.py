@@ -44,6 +44,11 @@ _DENIALS = frozenset(
         Reason.ASSERTION_INVALID,
         Reason.ASSERTION_REPLAYED,
         Reason.SCOPE_REFUSED,
+        Reason.PROVIDER_REFUSED,
+        Reason.ID_TOKEN_INVALID,
+        Reason.PERSON_UNKNOWN,
+        Reason.ROLE_MISSING,
+        Reason.CHALLENGE_UNKNOWN,
     }
 )
 _METADATA = frozenset({Reason.PURPOSE_UNKNOWN, Reason.METADATA_UNKNOWN, Reason.METADATA_INVALID})

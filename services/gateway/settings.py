@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
@@ -62,6 +63,23 @@ class GatewaySettings(ServiceSettings):
     """What client assertions have as `aud`; the URL of IssueToken when not set."""
     assertion_leeway_seconds: float = Field(default=30.0, ge=0, le=60)
     """How far the clocks of clients may be from ours."""
+
+    oidc_issuer: str = Field(default="", pattern=r"^(https://[A-Za-z0-9.:_/~-]{1,512})?$")
+    """Identity provider, by its issuer identifier, to the letter; none when not set."""
+    oidc_client_id: str = ""
+    """What the provider calls this deployment."""
+    oidc_client_secret_file: Path | None = None
+    """File with the secret of that client, where the provider gave one."""
+    oidc_ca_file: Path | None = None
+    """Certificate authority of the provider (PEM); no other is trusted for it."""
+    oidc_hosts: str = ""
+    """Hosts (HOST or HOST:PORT, apart by commas) of its endpoints beside the issuer's own."""
+    oidc_roles_file: Path | None = None
+    """Which claims give which roles (JSON); what it does not name gives none."""
+    oidc_unknown: Literal["refuse", "provision"] = "refuse"
+    """Whether the first login of a person who is nobody here yet makes a user."""
+    oidc_name_claim: str = "preferred_username"
+    """The claim that has to be the user's name when a login makes a user."""
 
     @field_validator("redis_url")
     @classmethod

@@ -126,7 +126,10 @@ class UserDirectory:
         check_new(password, "password")
         if self.get(name) is not None:
             raise _exists()
-        secret = self._passwords.hash(password)
+        return self._insert(name, roles, self._passwords.hash(password), one_time=one_time)
+
+    def _insert(self, name: str, roles: Sequence[str], secret: str, *, one_time: bool) -> User:
+        """Write a user down. An empty `secret` is of no password: none is right."""
         user = User(
             secrets.token_hex(16), name, tuple(sorted(roles)), one_time, False, int(time.time())
         )
@@ -237,6 +240,21 @@ class UserDirectory:
         if changed != 1:
             # Another login used the one-time password in the meantime.
             raise SealwardError(Reason.LOGIN_FAILED, "user name or password is wrong")
+
+    def provision(self, name: str, roles: Sequence[str]) -> User:
+        """Add a user who logs in elsewhere and has no password; raise ALREADY_EXISTS."""
+        return self._insert(name, roles, "", one_time=False)
+
+    def take_roles(self, name: str, roles: Sequence[str]) -> User:
+        """Give a user other roles; raise NOT_FOUND. Ending the sessions is the caller's."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE user SET roles = ? WHERE name = ?", (json.dumps(sorted(roles)), name)
+            )
+        user = self.get(name)
+        if user is None:
+            raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
+        return user
 
     def _row(self, name: str) -> tuple[object, ...] | None:
         with self._lock:

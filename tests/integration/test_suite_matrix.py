@@ -17,6 +17,7 @@ from sealward.api.gateway.v1 import (
     factor_pb2,
     gateway_pb2,
     membership_pb2,
+    oidc_pb2,
     policy_pb2,
     quota_pb2,
     workload_pb2,
@@ -44,7 +45,8 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "ListSessions": _PEOPLE, "RevokeSessions": _PEOPLE, "CreateUser": _PEOPLE,
     "DisableUser": _PEOPLE, "ListUsers": _PEOPLE, "IssueUserCertificate": _PEOPLE,
     "RegisterClient": _PEOPLE, "ListClients": _PEOPLE, "RotateClientKeys": _PEOPLE,
-    "DisableClient": _PEOPLE,
+    "DisableClient": _PEOPLE, "LinkIdentity": _PEOPLE, "UnlinkIdentity": _PEOPLE,
+    "ListIdentities": _PEOPLE,
     "RequestAccess": STAFF, "ListAccess": STAFF, "RevokeAccess": STAFF,
     "ApproveAccess": _POLICY, "DenyAccess": _POLICY, "BreakGlass": frozenset({"break-glass"}),
     "GetPolicy": _POLICY | {"operator"}, "ListPolicies": _POLICY | {"operator"},
@@ -54,7 +56,9 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "ListQuotas": EVERYBODY,
     "SetShadowPolicy": _POLICY, "GetShadowPolicy": _POLICY,
 }  # fmt: skip
-OPEN = frozenset({"ServerLive", "ServerReady", "Login", "IssueToken"})
+OPEN = frozenset(
+    {"ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin"}
+)
 """No session is needed for these."""
 PREDICTING: Mapping[str, frozenset[str]] = {
     "clinician": frozenset({"TREAT", "CAREMGT", "COC", "PATSFTY"}),
@@ -75,7 +79,7 @@ def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
     files = (
         open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2, membership_pb2,
-        quota_pb2, workload_pb2,
+        quota_pb2, workload_pb2, oidc_pb2,
     )  # fmt: skip
     for file in files:
         for service in file.DESCRIPTOR.services_by_name.values():

@@ -172,6 +172,18 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The client assertion was used before: make a new one."""
     REASON_SCOPE_REFUSED: _Reason.ValueType  # 132
     """The scope asks for more than is registered."""
+    REASON_PROVIDER_UNAVAILABLE: _Reason.ValueType  # 133
+    """The identity provider cannot be reached, or gives no usable answer; passwords work all the same."""
+    REASON_PROVIDER_REFUSED: _Reason.ValueType  # 134
+    """The identity provider does not accept this login."""
+    REASON_ID_TOKEN_INVALID: _Reason.ValueType  # 135
+    """The ID token of the provider is refused: its key, its claims or its times; the message says."""
+    REASON_PERSON_UNKNOWN: _Reason.ValueType  # 136
+    """Nobody here is this person at the provider, or somebody else than the certificate says is."""
+    REASON_ROLE_MISSING: _Reason.ValueType  # 137
+    """The provider says nothing of this person that is a role here."""
+    REASON_CHALLENGE_UNKNOWN: _Reason.ValueType  # 138
+    """The challenge, or the login that was begun, is over, was used, or was never there: begin again."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Every reason that Sealward gives in google.rpc.ErrorInfo{reason, domain = "sealward"}. The name
@@ -329,4 +341,16 @@ REASON_ASSERTION_REPLAYED: Reason.ValueType  # 131
 """The client assertion was used before: make a new one."""
 REASON_SCOPE_REFUSED: Reason.ValueType  # 132
 """The scope asks for more than is registered."""
+REASON_PROVIDER_UNAVAILABLE: Reason.ValueType  # 133
+"""The identity provider cannot be reached, or gives no usable answer; passwords work all the same."""
+REASON_PROVIDER_REFUSED: Reason.ValueType  # 134
+"""The identity provider does not accept this login."""
+REASON_ID_TOKEN_INVALID: Reason.ValueType  # 135
+"""The ID token of the provider is refused: its key, its claims or its times; the message says."""
+REASON_PERSON_UNKNOWN: Reason.ValueType  # 136
+"""Nobody here is this person at the provider, or somebody else than the certificate says is."""
+REASON_ROLE_MISSING: Reason.ValueType  # 137
+"""The provider says nothing of this person that is a role here."""
+REASON_CHALLENGE_UNKNOWN: Reason.ValueType  # 138
+"""The challenge, or the login that was begun, is over, was used, or was never there: begin again."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
