@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import socket
 import ssl
+import warnings
 from contextlib import suppress
 
 from cryptography import x509
@@ -63,9 +64,11 @@ def _context(how: str, material: Material) -> ssl.SSLContext:
     elif how in _VERSIONS:
         # The right certificate: nothing but the version is wrong.
         context = Credentials(material).ssl_context(ssl.Purpose.SERVER_AUTH)
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-        context.maximum_version = _VERSIONS[how]
-        with suppress(ssl.SSLError):
+        with warnings.catch_warnings(), suppress(ssl.SSLError):
+            # That they are old is why they are offered.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            context.maximum_version = _VERSIONS[how]
             context.set_ciphers("ALL:@SECLEVEL=0")
     else:
         raise ValueError(how)
