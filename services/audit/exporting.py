@@ -188,7 +188,8 @@ def described(request: export_pb2.ExportEventsRequest) -> str:
     Codes stand as they are; of a filter that may be free text, only that it was there. The patient
     is recorded apart, sealed.
     """
-    words = [request.form, "identified" if request.identified else "pseudonymous"]
+    who = "identified" if request.identified else "pseudonymous"
+    words = [request.form, "deidentified" if request.deidentified else who]
     if request.event_ids:
         words.append(f"events={len(request.event_ids)}")
     query = request.query
@@ -238,6 +239,14 @@ def _check(request: export_pb2.ExportEventsRequest) -> None:
         raise _invalid("an event id has 16 bytes", "event_ids")
     if request.event_ids and request.query.ByteSize():
         raise _invalid("either event_ids or a query", "query")
+    if request.deidentified and (
+        request.identified
+        or request.event_ids
+        or request.form == "bundle"
+        or request.query.patient
+        or request.query.session
+    ):
+        raise _invalid("what is about one person is not de-identified", "deidentified")
     check_query(request.query, MOST_EVENTS)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
+from sealward.cli.errors import Exit
 from sealward.cli.infer import Answer
 from sealward.tlog.errors import ReceiptError
 from sealward.tlog.leaf import Outcome
@@ -49,3 +52,32 @@ def verify(suite: RunningSuite, answer: Answer) -> None:
         model_digest=bytes.fromhex(answer.proof.model_digest),
         outcome=Outcome.OK,
     )
+
+
+@pytest.mark.parametrize("form", ["csv", "fhir"])
+def test_a_deidentified_export(suite: RunningSuite, tmp_path: Path, form: str) -> None:
+    name = suite.user("mina")
+    for patient in ("MRN-7781", "MRN-7782", "MRN-7781"):
+        answer = suite.ask(name, patient=patient)
+    options = ("--format", form, "--model", "breast-cancer", "--deidentified")
+    first, second = tmp_path / "one", tmp_path / "two"
+    made = suite.sealward("audit", "export", *options, "--user", name, "-o", str(first))
+    suite.sealward("audit", "export", *options, "--user", name, "-o", str(second))
+    report = made["deidentification"]
+    assert report["events"] == made["events"] >= 3
+    assert report["codes"]["patient"] >= 2
+    assert report["refused"] == []
+    text = first.read_text()
+    assert "breast-cancer" in text
+    pseudonym = suite.event(answer.proof.event_id)["span"]["attributes"]["sealward.patient"]
+    for kept_back in ("MRN-77", name, pseudonym, answer.proof.event_id, "sealward.local"):
+        assert kept_back not in text
+    codes = set(re.findall(r"\b[0-9a-f]{16}\b", text))
+    assert codes
+    assert codes.isdisjoint(re.findall(r"\b[0-9a-f]{16}\b", second.read_text()))
+    recorded = suite.event(made["export_event_id"])["span"]["attributes"]
+    assert f"{form} deidentified" in recorded["sealward.target"]
+    for wrong in (("--identified",), ("--patient", "MRN-7781"), ("--format", "bundle")):
+        assert suite.sealward_any(
+            "audit", "export", *options, *wrong, "-o", str(tmp_path / "no")
+        ) == int(Exit.USAGE)

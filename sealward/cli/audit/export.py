@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -78,6 +79,13 @@ def export(
     identified: Annotated[
         bool, typer.Option("--identified", help="Patients in clear, not by pseudonym. Recorded.")
     ] = False,
+    deidentified: Annotated[
+        bool,
+        typer.Option(
+            "--deidentified",
+            help="Without identifiers (45 CFR 164.514(b)(2)), random codes for people. Recorded.",
+        ),
+    ] = False,
     receipt: Annotated[
         Path | None,
         typer.Option(
@@ -95,8 +103,9 @@ def export(
 ) -> None:
     """Write events with their proofs. The export is recorded before the first one comes.
 
-    Patients are pseudonyms unless `--identified` is given. Every event is verified against the
-    log's key before it is written; nothing is left behind when one does not hold.
+    Patients are pseudonyms unless `--identified` is given; with `--deidentified` nothing that
+    identifies anybody is written, and what was removed is reported. Every event is verified against
+    the log's key before it is written; nothing is left behind when one does not hold.
     """
     from sealward.api.audit.v1.audit_pb2 import QueryEventsRequest
     from sealward.api.audit.v1.export_pb2 import ExportEventsRequest
@@ -121,13 +130,22 @@ def export(
         limit=limit,
     )
     ids = [event_id(text) for text in event or ()]
+    if deidentified and (identified or form is Format.BUNDLE or ids or patient or session):
+        raise usage(
+            "--deidentified is for CSV or FHIR of many people: not with --identified, --event, "
+            "--patient, --session or a bundle"
+        )
     if call is not None and not ids and not query.ByteSize():
         ids = [call.event_id]
     wanted = ExportEventsRequest(
-        query=None if ids else query, event_ids=ids, identified=identified, form=str(form)
-    )
+        query=None if ids else query, event_ids=ids, identified=identified, form=str(form),
+        deidentified=deidentified,
+    )  # fmt: skip
     summary = _run(suite, wanted, form, output, call)
-    emit(summary, as_json=as_json, text=f"{summary['events']} events: {output}")
+    text = f"{summary['events']} events: {output}"
+    if deidentified:
+        text += _reported(summary["deidentification"])
+    emit(summary, as_json=as_json, text=text)
 
 
 def _run(
@@ -138,7 +156,9 @@ def _run(
 
     with Admin(suite).channel("audit") as channel:
         export_ = Export(suite, channel, wanted)
-        if form is Format.BUNDLE:
+        if wanted.deidentified:
+            written = _write_deidentified(export_, form, output)
+        elif form is Format.BUNDLE:
             written = _write_bundle(export_, output, call)
         else:
             written = _write_lines(export_, form, output)
@@ -159,6 +179,41 @@ def _write_lines(export_: Export, form: Format, output: Path) -> dict[str, Any]:
     def lines(events: Iterable[Event]) -> Iterator[str]:
         return csv.lines(events) if form is Format.CSV else map(fhir.ndjson_line, events)
 
+    return _write(export_, lines, output)
+
+
+def _write_deidentified(export_: Export, form: Format, output: Path) -> dict[str, Any]:
+    from sealward.evidence import deid
+
+    made = deid.Deidentifier(deid.OneExport(lambda: secrets.token_hex(8)))
+
+    def lines(events: Iterable[Event]) -> Iterator[str]:
+        records = made.records(events)
+        return deid.csv_lines(records) if form is Format.CSV else map(deid.fhir_line, records)
+
+    written = _write(export_, lines, output)
+    report = made.report.as_json()
+    return {**written, "events": report["events"], "deidentification": report}
+
+
+def _reported(report: Mapping[str, Any]) -> str:
+    """Say what was taken out."""
+    said = [
+        f"  {item['field']}: {item['what']}, {item['values']} removed" for item in report["removed"]
+    ]
+    said += [f"  {item['field']}: {item['values']} refused" for item in report["refused"]]
+    said += [
+        f"  {kind}: {count} random codes in their place" for kind, count in report["codes"].items()
+    ]
+    said.append(
+        f"  {report['left_out']} events left out: not written by this deployment's services"
+    )
+    return "\n" + "\n".join(said) + f"\n  not claimed: {report['not_claimed']}"
+
+
+def _write(
+    export_: Export, lines: Callable[[Iterable[Event]], Iterator[str]], output: Path
+) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     with _new_file(output) as write, _progress(export_) as events:
         for line in lines(events):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sealward.api.audit.v1 import audit_pb2 as sealward_dot_api_dot_audit_dot_v1_dot_audit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealward/api/audit/v1/export.proto\x12\x15sealward.api.audit.v1\x1a!sealward/api/audit/v1/audit.proto\"\x84\x01\n\x13\x45xportEventsRequest\x12\x38\n\x05query\x18\x01 \x01(\x0b\x32).sealward.api.audit.v1.QueryEventsRequest\x12\x12\n\nidentified\x18\x02 \x01(\x08\x12\x0c\n\x04\x66orm\x18\x03 \x01(\t\x12\x11\n\tevent_ids\x18\x04 \x03(\x0c\"\x8d\x01\n\x14\x45xportEventsResponse\x12\r\n\x05total\x18\x01 \x01(\x04\x12\x30\n\x04logs\x18\x02 \x03(\x0b\x32\".sealward.api.audit.v1.ExportedLog\x12\x34\n\x06\x65vents\x18\x03 \x03(\x0b\x32$.sealward.api.audit.v1.ExportedEvent\"@\n\x0b\x45xportedLog\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x12\r\n\x05vkeys\x18\x03 \x01(\t\"\x91\x01\n\rExportedEvent\x12\x34\n\x07summary\x18\x01 \x01(\x0b\x32#.sealward.api.audit.v1.EventSummary\x12\x0c\n\x04span\x18\x02 \x01(\x0c\x12/\n\x07receipt\x18\x03 \x01(\x0b\x32\x1e.sealward.api.audit.v1.Receipt\x12\x0b\n\x03log\x18\x04 \x01(\r\"\xcb\x01\n\nOpenedSpan\x12\x10\n\x08trace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07span_id\x18\x02 \x01(\x0c\x12\x16\n\x0eparent_span_id\x18\x04 \x01(\x0c\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x1c\n\x14start_time_unix_nano\x18\x07 \x01(\x06\x12\x1a\n\x12\x65nd_time_unix_nano\x18\x08 \x01(\x06\x12:\n\nattributes\x18\t \x03(\x0b\x32&.sealward.api.audit.v1.OpenedAttribute\"Q\n\x0fOpenedAttribute\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".sealward.api.audit.v1.OpenedValue\"\xc2\x01\n\x0bOpenedValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x14\n\nbool_value\x18\x02 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x04 \x01(\x01H\x00\x12\x38\n\x0b\x61rray_value\x18\x05 \x01(\x0b\x32!.sealward.api.audit.v1.OpenedListH\x00\x12\x15\n\x0b\x62ytes_value\x18\x07 \x01(\x0cH\x00\x42\x07\n\x05value\"@\n\nOpenedList\x12\x32\n\x06values\x18\x01 \x03(\x0b\x32\".sealward.api.audit.v1.OpenedValue2z\n\rExportService\x12i\n\x0c\x45xportEvents\x12*.sealward.api.audit.v1.ExportEventsRequest\x1a+.sealward.api.audit.v1.ExportEventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealward/api/audit/v1/export.proto\x12\x15sealward.api.audit.v1\x1a!sealward/api/audit/v1/audit.proto\"\x9a\x01\n\x13\x45xportEventsRequest\x12\x38\n\x05query\x18\x01 \x01(\x0b\x32).sealward.api.audit.v1.QueryEventsRequest\x12\x12\n\nidentified\x18\x02 \x01(\x08\x12\x0c\n\x04\x66orm\x18\x03 \x01(\t\x12\x11\n\tevent_ids\x18\x04 \x03(\x0c\x12\x14\n\x0c\x64\x65identified\x18\x05 \x01(\x08\"\x8d\x01\n\x14\x45xportEventsResponse\x12\r\n\x05total\x18\x01 \x01(\x04\x12\x30\n\x04logs\x18\x02 \x03(\x0b\x32\".sealward.api.audit.v1.ExportedLog\x12\x34\n\x06\x65vents\x18\x03 \x03(\x0b\x32$.sealward.api.audit.v1.ExportedEvent\"@\n\x0b\x45xportedLog\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\x12\r\n\x05vkeys\x18\x03 \x01(\t\"\x91\x01\n\rExportedEvent\x12\x34\n\x07summary\x18\x01 \x01(\x0b\x32#.sealward.api.audit.v1.EventSummary\x12\x0c\n\x04span\x18\x02 \x01(\x0c\x12/\n\x07receipt\x18\x03 \x01(\x0b\x32\x1e.sealward.api.audit.v1.Receipt\x12\x0b\n\x03log\x18\x04 \x01(\r\"\xcb\x01\n\nOpenedSpan\x12\x10\n\x08trace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07span_id\x18\x02 \x01(\x0c\x12\x16\n\x0eparent_span_id\x18\x04 \x01(\x0c\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x1c\n\x14start_time_unix_nano\x18\x07 \x01(\x06\x12\x1a\n\x12\x65nd_time_unix_nano\x18\x08 \x01(\x06\x12:\n\nattributes\x18\t \x03(\x0b\x32&.sealward.api.audit.v1.OpenedAttribute\"Q\n\x0fOpenedAttribute\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".sealward.api.audit.v1.OpenedValue\"\xc2\x01\n\x0bOpenedValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x14\n\nbool_value\x18\x02 \x01(\x08H\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x04 \x01(\x01H\x00\x12\x38\n\x0b\x61rray_value\x18\x05 \x01(\x0b\x32!.sealward.api.audit.v1.OpenedListH\x00\x12\x15\n\x0b\x62ytes_value\x18\x07 \x01(\x0cH\x00\x42\x07\n\x05value\"@\n\nOpenedList\x12\x32\n\x06values\x18\x01 \x03(\x0b\x32\".sealward.api.audit.v1.OpenedValue2z\n\rExportService\x12i\n\x0c\x45xportEvents\x12*.sealward.api.audit.v1.ExportEventsRequest\x1a+.sealward.api.audit.v1.ExportEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,21 +33,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealward.api.audit.v1.expor
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPORTEVENTSREQUEST']._serialized_start=97
-  _globals['_EXPORTEVENTSREQUEST']._serialized_end=229
-  _globals['_EXPORTEVENTSRESPONSE']._serialized_start=232
-  _globals['_EXPORTEVENTSRESPONSE']._serialized_end=373
-  _globals['_EXPORTEDLOG']._serialized_start=375
-  _globals['_EXPORTEDLOG']._serialized_end=439
-  _globals['_EXPORTEDEVENT']._serialized_start=442
-  _globals['_EXPORTEDEVENT']._serialized_end=587
-  _globals['_OPENEDSPAN']._serialized_start=590
-  _globals['_OPENEDSPAN']._serialized_end=793
-  _globals['_OPENEDATTRIBUTE']._serialized_start=795
-  _globals['_OPENEDATTRIBUTE']._serialized_end=876
-  _globals['_OPENEDVALUE']._serialized_start=879
-  _globals['_OPENEDVALUE']._serialized_end=1073
-  _globals['_OPENEDLIST']._serialized_start=1075
-  _globals['_OPENEDLIST']._serialized_end=1139
-  _globals['_EXPORTSERVICE']._serialized_start=1141
-  _globals['_EXPORTSERVICE']._serialized_end=1263
+  _globals['_EXPORTEVENTSREQUEST']._serialized_end=251
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_start=254
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_end=395
+  _globals['_EXPORTEDLOG']._serialized_start=397
+  _globals['_EXPORTEDLOG']._serialized_end=461
+  _globals['_EXPORTEDEVENT']._serialized_start=464
+  _globals['_EXPORTEDEVENT']._serialized_end=609
+  _globals['_OPENEDSPAN']._serialized_start=612
+  _globals['_OPENEDSPAN']._serialized_end=815
+  _globals['_OPENEDATTRIBUTE']._serialized_start=817
+  _globals['_OPENEDATTRIBUTE']._serialized_end=898
+  _globals['_OPENEDVALUE']._serialized_start=901
+  _globals['_OPENEDVALUE']._serialized_end=1095
+  _globals['_OPENEDLIST']._serialized_start=1097
+  _globals['_OPENEDLIST']._serialized_end=1161
+  _globals['_EXPORTSERVICE']._serialized_start=1163
+  _globals['_EXPORTSERVICE']._serialized_end=1285
 # @@protoc_insertion_point(module_scope)

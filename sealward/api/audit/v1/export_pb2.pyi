@@ -29,12 +29,17 @@ class ExportEventsRequest(_message.Message):
     IDENTIFIED_FIELD_NUMBER: _builtins.int
     FORM_FIELD_NUMBER: _builtins.int
     EVENT_IDS_FIELD_NUMBER: _builtins.int
+    DEIDENTIFIED_FIELD_NUMBER: _builtins.int
     identified: _builtins.bool
     """True = spans with the patient reference in clear; otherwise it is taken out and the pseudonym
     stays.
     """
     form: _builtins.str
     """What the caller makes of them: `fhir`, `csv` or `bundle`. Recorded."""
+    deidentified: _builtins.bool
+    """The caller takes out every identifier (45 CFR 164.514(b)(2)) before it writes anything. Not with
+    `identified`, `event_ids`, a bundle, or a query about one patient or session. Recorded.
+    """
     @_builtins.property
     def query(self) -> _audit_pb2.QueryEventsRequest:
         """Which events. `limit` 0 = all of them, up to 1,000,000; `receipts` and `complete` have no meaning
@@ -52,10 +57,11 @@ class ExportEventsRequest(_message.Message):
         identified: _builtins.bool = ...,
         form: _builtins.str = ...,
         event_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        deidentified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_ids", b"event_ids", "form", b"form", "identified", b"identified", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deidentified", b"deidentified", "event_ids", b"event_ids", "form", b"form", "identified", b"identified", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
