@@ -60,20 +60,22 @@ def revoke(
     user: Annotated[
         str, typer.Option("--user", metavar="NAME", help="Every session of this user.")
     ] = "",
+    everybody: Annotated[bool, typer.Option("--all", help="Every session of everybody.")] = False,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """End one session, or all of a user's."""
+    """End one session, all of a user's, or all."""
     from sealward.api.gateway.v1 import gateway_pb2 as gw
     from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
     from sealward.cli.connect import CALL_SECONDS, Admin
     from sealward.cli.rpc import calling
 
-    if bool(session) == bool(user):
-        raise usage("name one session or one --user")
+    if [bool(session), bool(user), everybody].count(True) != 1:
+        raise usage("name one session, one --user, or --all")
     with calling("revoking"), Admin(Suite.at(directory)).channel("gateway") as channel:
         answer = SessionServiceStub(channel).RevokeSessions(
-            gw.RevokeSessionsRequest(session_id=session, user=user), timeout=CALL_SECONDS
+            gw.RevokeSessionsRequest(session_id=session, user=user, all=everybody),
+            timeout=CALL_SECONDS,
         )
     emit({"revoked": answer.revoked}, as_json=as_json, text=f"sessions ended: {answer.revoked}")
 

@@ -78,7 +78,7 @@ def add_user(
 
 @app.command()
 def disable(name: Name, directory: Dir = DEFAULT, as_json: Json = False) -> None:
-    """Stop a user from logging in and end their sessions."""
+    """Stop a user from logging in and end their sessions, grants and certificates."""
     from sealward.api.gateway.v1 import gateway_pb2 as gw
     from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
     from sealward.cli.connect import CALL_SECONDS, Admin
@@ -88,10 +88,86 @@ def disable(name: Name, directory: Dir = DEFAULT, as_json: Json = False) -> None
         answer = UserServiceStub(channel).DisableUser(
             gw.DisableUserRequest(user=name), timeout=CALL_SECONDS
         )
+    certificates = (
+        "certificates are revoked as soon as the keys service answers"
+        if answer.certificates_pending
+        else f"certificates revoked: {answer.certificates}"
+    )
+    emit(
+        {
+            "user": name,
+            "revoked": answer.revoked,
+            "grants": answer.grants,
+            "certificates": answer.certificates,
+            "certificates_pending": answer.certificates_pending,
+        },
+        as_json=as_json,
+        text=f"disabled {name}; sessions ended: {answer.revoked}; grants ended: {answer.grants};"
+        f" {certificates}",
+    )
+
+
+@app.command("set-roles")
+def set_roles(
+    name: Name,
+    role: Annotated[list[Role], typer.Option("--role", help="Role; may be given again.")],
+    version: Annotated[
+        int,
+        typer.Option("--version", help="Of `user list --json`: refuse when another change came."),
+    ] = 0,
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Give a user other roles; their sessions end at once."""
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+    from sealward.cli.rpc import calling
+
+    roles = [str(r) for r in role]
+    with calling("changing roles"), Admin(Suite.at(directory)).channel("gateway") as channel:
+        stub = UserServiceStub(channel)
+        if not version:
+            users = stub.ListUsers(gw.ListUsersRequest(), timeout=CALL_SECONDS).users
+            version = next((int(u.version) for u in users if u.user == name), 0)
+        answer = stub.SetRoles(
+            gw.SetRolesRequest(user=name, roles=roles, version=version), timeout=CALL_SECONDS
+        )
+    emit(
+        {"user": name, "roles": roles, "version": answer.version, "revoked": answer.revoked},
+        as_json=as_json,
+        text=f"{name} is now {', '.join(roles)}; sessions ended: {answer.revoked}",
+    )
+
+
+@app.command("reset-password")
+def reset_password(
+    name: Name,
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="File with the password; else asked.")
+    ] = None,
+    one_time: Annotated[
+        bool, typer.Option("--one-time", help="The password is for one use.")
+    ] = False,
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Give a user another password; their sessions end at once."""
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+    from sealward.cli.rpc import calling
+
+    password = read_password(password_file, f"password of {name}", twice=True)
+    with calling("resetting"), Admin(Suite.at(directory)).channel("gateway") as channel:
+        answer = UserServiceStub(channel).ResetPassword(
+            gw.ResetPasswordRequest(user=name, password=password, one_time=one_time),
+            timeout=CALL_SECONDS,
+        )
     emit(
         {"user": name, "revoked": answer.revoked},
         as_json=as_json,
-        text=f"disabled {name}; sessions ended: {answer.revoked}",
+        text=f"{name} has another password; sessions ended: {answer.revoked}",
     )
 
 
@@ -114,6 +190,7 @@ def list_(directory: Dir = DEFAULT, as_json: Json = False) -> None:
             "roles": list(u.roles),
             "disabled": u.disabled,
             "created": u.created,
+            "version": u.version,
         }
         for u in users
     ]

@@ -50,6 +50,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "Logout": _CALLERS,
                 "ListSessions": _PEOPLE,
                 "RevokeSessions": _PEOPLE,
+                "WatchSession": _CALLERS,
             },
         ),
         **_service(
@@ -57,6 +58,8 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             {
                 "CreateUser": _PEOPLE,
                 "DisableUser": _PEOPLE,
+                "SetRoles": _PEOPLE,
+                "ResetPassword": _PEOPLE,
                 "ListUsers": _PEOPLE,
                 "IssueUserCertificate": _PEOPLE,
             },
@@ -219,7 +222,8 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             "sealward.api.keys.v1.TrustService",
             {
                 "WatchRevocations": _SERVICES,
-                "Revoke": _ADMIN,
+                # The gateway revokes those of the users that it disables, and no others.
+                "Revoke": _ADMIN | _GATEWAY,
                 "ListCertificates": _ADMIN,
                 "CreateJoinToken": _ADMIN,
             },

@@ -53,9 +53,9 @@ TARGET = "sealward.target"
 COUNT = "sealward.count"
 """How many things a control call acted on, or how many events a summary stands for."""
 CHANGE_BEFORE = "sealward.change.before"
-"""SHA-256 of what was in force before a change, hexadecimal."""
+"""What was in force before a change: SHA-256 of a policy set, hexadecimal, or a user's roles."""
 CHANGE_AFTER = "sealward.change.after"
-"""SHA-256 of what is in force after it."""
+"""What is in force after it, in the same form."""
 REVOCATION_REASON = "sealward.revocation.reason"
 """Why a certificate was revoked: `key-compromise`, `privilege-withdrawn` and the like."""
 VERDICT = "sealward.review.verdict"
@@ -104,7 +104,8 @@ EVENT_TYPES = frozenset(
         "policy.explain", "membership.set", "membership.list",
         "quota.list",
         "policy.propose", "policy.read", "policy.reject", "policy.shadow", "policy.test",
-        "user.create", "user.disable", "user.list", "user.certificate",
+        "user.create", "user.disable", "user.list", "user.certificate", "user.roles",
+        "user.password", "session.watch", "session.cut",
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
         "audit.conflict", "audit.start", "audit.gap", "audit.clock", "audit.report", "audit.export",
         "audit.reconcile", "audit.reindex", "audit.review", "audit.hold", "audit.release",

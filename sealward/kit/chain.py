@@ -33,7 +33,8 @@ class ControlCall:
 
     `request` is None when the message could not be read or is too large. `attributes` is where a
     handler leaves what the record should say of it (names in attributes.py). `problem` is why the
-    caller's certificate is good no more.
+    caller's certificate is good no more. `cut` is why an open stream has to end; a handler that
+    waits is woken by `wake` when it is set.
     """
 
     method: str
@@ -45,6 +46,8 @@ class ControlCall:
     trailers: list[tuple[str, str | bytes]] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
     problem: SealwardError | None = None
+    cut: SealwardError | None = None
+    wake: Callable[[], None] = field(default=lambda: None)
 
 
 class Around(Protocol):
@@ -137,7 +140,7 @@ class Chain:
         self._streams: Counter[str] = Counter()
         self._streams_lock = threading.Lock()
         # One dict operation each: streams come and go without a lock.
-        self._open: dict[grpc.ServicerContext, Peer] = {}
+        self._open: dict[grpc.ServicerContext, ControlCall] = {}
         peers.revocations.on_change(self._cut)
 
     def wrap(self, method: str, handler: Any) -> Any:
@@ -187,7 +190,8 @@ class Chain:
 
     def _cut(self) -> None:
         """End the open streams of those who may do nothing any more."""
-        for context, peer in list(self._open.items()):
+        for context, call in list(self._open.items()):
+            peer = call.peer
             problem = self.peers.revocations.problem(peer)
             if problem is not None and not (
                 self._even_stale and problem.reason is Reason.REVOCATIONS_UNKNOWN
@@ -197,6 +201,30 @@ class Chain:
                     "stream.cut", identity=peer.identity.uri, reason=problem.reason.name
                 )
                 context.cancel()
+
+    def recheck(
+        self, judge: Callable[[ControlCall], SealwardError | None]
+    ) -> list[tuple[ControlCall, SealwardError]]:
+        """End the open streams of answers that `judge` has something against; return them.
+
+        A stream ends with that error before its next answer. One that has none to give, and does
+        not end by itself until the next time, is cancelled.
+        """
+        found: list[tuple[ControlCall, SealwardError]] = []
+        for context, call in list(self._open.items()):
+            if call.cut is not None:
+                self._open.pop(context, None)
+                context.cancel()
+                continue
+            problem = judge(call)
+            if problem is not None:
+                call.cut = problem
+                call.wake()
+                self._log.warning(
+                    "stream.cut", identity=call.peer.identity.uri, reason=problem.reason.name
+                )
+                found.append((call, problem))
+        return found
 
     def _unary(self, method: str, handler: Any) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         read, inner = handler.request_deserializer, handler.unary_unary
@@ -275,14 +303,18 @@ class Chain:
                     answer: Message = next(answers)
                     return answer
 
-                with self._stream(context, call.peer):
+                with self._stream(context, call):
                     answers = iter(inner(call.request, context))
                     # Recorded when the first answer is there, before it leaves.
                     yield (
                         self._around(call, first) if self._around else first()
                     ).SerializeToString()
                     for response in answers:
+                        if call.cut is not None:
+                            break
                         yield response.SerializeToString()
+                    if call.cut is not None:
+                        raise call.cut
                 context.set_trailing_metadata(tuple(trailers))
             except Exception as caught:  # noqa: BLE001
                 error, incident = status.as_sealward_error(caught, self._log, method)
@@ -291,16 +323,16 @@ class Chain:
         return behavior
 
     @contextmanager
-    def _stream(self, context: grpc.ServicerContext, peer: Peer) -> Iterator[None]:
+    def _stream(self, context: grpc.ServicerContext, call: ControlCall) -> Iterator[None]:
         """Count an open stream of answers; raise OVERLOADED above the bound."""
-        identity = peer.identity.uri
+        identity = call.peer.identity.uri
         most, most_each = self._most_streams
         with self._streams_lock:
             if self._streams[identity] >= most_each or self._streams.total() >= most:
                 raise SealwardError(Reason.OVERLOADED, "too many streams", retry_after=1.0)
             self._streams[identity] += 1
         # Before the check: who is revoked after it is cut.
-        self._open[context] = peer
+        self._open[context] = call
         try:
             yield
         finally:
@@ -320,7 +352,8 @@ class Chain:
 
         def behavior(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             try:
-                self._open[context] = self.peers.identify(context)[0]
+                peer = self.peers.identify(context)[0]
+                self._open[context] = ControlCall(method, peer, {}, None, 0, float("inf"))
                 peer, problem = self._identify(context)
                 self.check(peer, method, problem)
                 yield from inner(requests, context)

@@ -124,6 +124,9 @@ class Reason(IntEnum):
     ROLE_MISSING = 137
     CHALLENGE_UNKNOWN = 138
 
+    # People
+    USER_CHANGED = 120
+
 
 CODES: Mapping[Reason, Code] = MappingProxyType(
     {
@@ -184,5 +187,6 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.PERSON_UNKNOWN: Code.UNAUTHENTICATED,
         Reason.ROLE_MISSING: Code.PERMISSION_DENIED,
         Reason.CHALLENGE_UNKNOWN: Code.UNAUTHENTICATED,
+        Reason.USER_CHANGED: Code.ABORTED,
     }
 )

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from sealward.kit import status
-from sealward.kit.chain import STREAMS, Around, Chain
+from sealward.kit.chain import STREAMS, Around, Chain, ControlCall
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.halfopen import HalfOpen
@@ -172,6 +172,12 @@ class GrpcServer:
         """Serve."""
         self._half_open.start()
         self._server.start()
+
+    def recheck(
+        self, judge: Callable[[ControlCall], SealwardError | None]
+    ) -> list[tuple[ControlCall, SealwardError]]:
+        """See Chain.recheck."""
+        return self._chain.recheck(judge)
 
     def drain(self, grace: float) -> None:
         """Turn NOT_SERVING, refuse new calls, let those in flight end within `grace` seconds."""

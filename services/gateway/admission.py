@@ -27,6 +27,7 @@ from services.gateway.policy.limits import Limit
 from services.gateway.purposes import purpose_of
 from services.gateway.quotas import Ticket
 from services.gateway.session import Session, token_hash
+from services.gateway.steady import steady_time
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MODEL_VERSION = re.compile(r"[A-Za-z0-9._-]{0,64}")
@@ -40,6 +41,9 @@ class Sessions(Protocol):
 
     def load(self, name: str, spki: bytes) -> Session:
         """See SessionStore.load."""
+
+    def peek(self, name: str, spki: bytes) -> Session:
+        """See SessionStore.peek."""
 
 
 class Granted(Protocol):
@@ -167,7 +171,7 @@ class Admission:
             session.user, call.peer.identity.kind,
             granted=self._grants.covers(session.user_id, model, flight.purpose),
             break_glass=bool(session.break_glass), patient=bool(headers.patient),
-            second_factor=time.time() < session.second_factor + self._fresh,
+            second_factor=steady_time() < session.second_factor + self._fresh,
             parameters=self._parameters(session.user_id, session.roles),
         )  # fmt: skip
         flight.decision = self._policy.decide(

@@ -52,6 +52,7 @@ from services.gateway.ledgers import Ledgers
 from services.gateway.membership_servicer import MembershipServicer
 from services.gateway.memberships import Memberships
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.offboarding import Offboarding
 from services.gateway.oidc.assembly import make_logins
 from services.gateway.oidc.identities import Identities
 from services.gateway.oidc_servicer import OidcServicer
@@ -69,7 +70,9 @@ from services.gateway.servicer import LogServicer, SessionServicer, UserServicer
 from services.gateway.sessions import SessionStore, make_pool
 from services.gateway.settings import GatewaySettings
 from services.gateway.spent import Spent
+from services.gateway.steady import steady_time
 from services.gateway.storetls import StoreTls, connection_options
+from services.gateway.streams import StreamGuard
 from services.gateway.throttle import LoginThrottle
 from services.gateway.users import UserDirectory
 from services.gateway.workload_servicer import METHOD as ISSUE_TOKEN
@@ -79,6 +82,7 @@ from services.gateway.workloads.clients import ClientDirectory
 _TICK_SECONDS = 0.05
 _SUMMARY_SECONDS = 60.0
 _LOGIN_SECONDS = 300.0
+_CATCH_UP_SECONDS = 5.0
 _APPEND = "/sealward.api.audit.v1.AuditService/Append"
 _INFER = "/sealward.api.inference.v1.InferenceService/Infer"
 
@@ -153,11 +157,14 @@ class Gateway:
             fixed=settings.policy_file is not None,
         )
         policy = changes.live
-        self._grants = Grants(settings.data_dir / "grants.db", time.time)
+        self._grants = Grants(settings.data_dir / "grants.db", steady_time)
         metrics = GatewayMetrics(ctx.metrics)
         quotas = Quotas(pool, refused=metrics.quota_refused)
         self._memberships = Memberships(settings.data_dir / "memberships.db")
         authority = Authority(self._store, policy, settings.step_up_seconds, self._memberships.of)
+        self._offboarding = Offboarding(
+            self._users, self._store, self._grants, keys_channels.get, settings.trust_domain, log
+        )
         denials = DenialLimit()
         writer = EventWriter()
         self._catalog = Catalog(inference_channels.get, settings.time_limit_seconds, log)
@@ -198,6 +205,7 @@ class Gateway:
                         authority,
                         self._users,
                         self._store,
+                        self._offboarding,
                         keys_channels.get,
                         settings.trust_domain,
                         self._clients,
@@ -291,6 +299,14 @@ class Gateway:
             around=self._recorder,
         )
         self.address = self._server.address
+        self._guard = StreamGuard(self._server, authority.still, self._recorder.cut)
+        self._store.on_end(self._guard.look)
+        self._catching_up = threading.Thread(
+            target=self._every,
+            args=(_CATCH_UP_SECONDS, self._offboarding.catch_up),
+            name="certificates-due",
+            daemon=True,
+        )
         self._ticker = threading.Thread(
             target=self._every,
             args=(_TICK_SECONDS, self._end_late),
@@ -311,6 +327,8 @@ class Gateway:
             self._ctx.log.info("users.bootstrap", path=str(settings.bootstrap_file))
         self._ticker.start()
         self._summaries.start()
+        self._catching_up.start()
+        self._guard.start()
         self._to_audit.start()
         self._to_inference.start()
         self._store.start()
@@ -322,6 +340,7 @@ class Gateway:
 
     def stop(self, grace: float) -> None:
         """Let calls in flight end, then release everything."""
+        self._guard.stop()
         self._server.drain(grace)
         self._pipeline.stop()
         self._to_inference.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from services.gateway.memberships import none as no_parameters
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Facts, Policy
 from services.gateway.session import Session, token_hash
+from services.gateway.steady import steady_time
 
 ADMINISTRATOR_RULE = "local-administrator"
 # Where a handler leaves its Caller for the recorder.
@@ -82,6 +82,18 @@ class Authority:
             raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role this call")
         return caller
 
+    def still(self, call: ControlCall) -> None:
+        """Raise what stands by now against a call that was admitted; no use of the session."""
+        caller: Caller = call.attributes[CALLER]
+        session = self._sessions.peek(
+            token_hash(bearer_token(call.metadata)), call.peer.spki_sha256
+        )
+        rpc = call.method.rsplit("/", 1)[1]
+        headers = caller.headers
+        facts = self._facts(caller.identity, session, headers.patient)
+        if not self._policy.decide(session.roles, rpc, "", headers.purpose, facts).permitted:
+            raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role this call")
+
     def may(self, caller: Caller, rpc: str) -> bool:
         """Whether a caller who was admitted may also call another RPC."""
         if caller.local:
@@ -98,7 +110,7 @@ class Authority:
             identity.kind,
             break_glass=bool(session.break_glass),
             patient=bool(patient),
-            second_factor=time.time() < session.second_factor + self._fresh,
+            second_factor=steady_time() < session.second_factor + self._fresh,
             parameters=self._parameters(session.user_id, session.roles),
         )
 

@@ -6,9 +6,11 @@ or a new user carries a password, whose digest must not be anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
@@ -56,8 +58,11 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_SESSION}Logout": "session.logout",
         f"{_SESSION}ListSessions": "session.list",
         f"{_SESSION}RevokeSessions": "session.revoke",
+        f"{_SESSION}WatchSession": "session.watch",
         f"{_USER}CreateUser": "user.create",
         f"{_USER}DisableUser": "user.disable",
+        f"{_USER}SetRoles": "user.roles",
+        f"{_USER}ResetPassword": "user.password",
         f"{_USER}ListUsers": "user.list",
         f"{_USER}IssueUserCertificate": "user.certificate",
         f"{_FACTOR}ListFactors": "factor.list",
@@ -151,6 +156,12 @@ class ControlRecorder:
                 undo()
             raise
         return response
+
+    def cut(self, call: ControlCall, error: SealwardError) -> None:
+        """Record that an open stream was ended, and why; a log that is away has no record of it."""
+        event = _event("session.cut", call.method)
+        with contextlib.suppress(SealwardError):
+            self._append(replace(call, trailers=[]), event, error)
 
     def summarise(self) -> None:
         """Record how many refusals were only counted since the last time."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from sealward.api.gateway.v1 import factor_pb2 as pb
@@ -15,6 +14,7 @@ from services.gateway.authority import Authority, Caller, bearer_name
 from services.gateway.factors.factors import Factors
 from services.gateway.session import Session
 from services.gateway.sessions import SessionStore
+from services.gateway.steady import steady_time
 from services.gateway.users import UserDirectory
 
 
@@ -55,7 +55,7 @@ class FactorServicer(pb_grpc.FactorServiceServicer):
         """Let the secret count; the session has a fresh second factor from now on."""
         session = _own(self._authority.admit(context))
         codes = self._factors.confirm(session.user_id, session.user, request.code)
-        self._store.prove(bearer_name(context), session, int(time.time()))
+        self._store.prove(bearer_name(context), session, int(steady_time()))
         return pb.ConfirmTotpResponse(recovery_codes=codes)
 
     def NewRecoveryCodes(
@@ -92,13 +92,13 @@ class FactorServicer(pb_grpc.FactorServiceServicer):
         """Prove the second factor anew."""
         session = _own(self._authority.admit(context))
         self._factors.prove(session.user_id, session.user, request.code)
-        now = int(time.time())
+        now = int(steady_time())
         self._store.prove(bearer_name(context), session, now)
         return pb.StepUpResponse(fresh_until=now + self._fresh)
 
     def _freshly(self, context: Any) -> Session:
         session = _own(self._authority.admit(context))
-        if time.time() >= session.second_factor + self._fresh:
+        if steady_time() >= session.second_factor + self._fresh:
             raise SealwardError(Reason.STEP_UP_REQUIRED, "prove the second factor first: step up")
         return session
 

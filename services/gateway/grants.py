@@ -149,6 +149,19 @@ class Grants:
         """End a grant before its time; raise NOT_FOUND."""
         return self._end(access_id, "granted", "revoked", by)
 
+    def end_of(self, user_id: str, by: str) -> int:
+        """Revoke what a user was granted and deny what they asked for; return how many."""
+        ended = 0
+        now = int(self._clock())
+        with self._lock:
+            for found in self._read("WHERE user_id = ?", (user_id,)):
+                if found.state not in ("requested", "granted"):
+                    continue
+                state = "revoked" if found.state == "granted" else "denied"
+                self._write(replace(found, state=state, decided=now, decided_by=by))
+                ended += 1
+        return ended
+
     def put_back(self, access: Access) -> None:
         """Write what was: the change of it could not be recorded."""
         with self._lock:

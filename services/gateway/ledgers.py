@@ -27,5 +27,9 @@ class Ledgers:
         """See Ledger."""
         self._of(user_id).end_sessions(user_id)
 
+    def end_everybody(self) -> list[str]:
+        """See Ledger."""
+        return [*self._people.end_everybody(), *self._clients.end_everybody()]
+
     def _of(self, user_id: str) -> Ledger:
         return self._clients if self._clients.owns(user_id) else self._people

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -29,15 +29,18 @@ from services.gateway import events
 from services.gateway.authority import Authority, Caller, deadline_of, note
 from services.gateway.control import UNDO
 from services.gateway.factors.factors import Factors
+from services.gateway.offboarding import Offboarding
 from services.gateway.remote import ask
 from services.gateway.session import Session
 from services.gateway.sessions import SessionStore
+from services.gateway.steady import steady_time
 from services.gateway.users import User, UserDirectory
 from services.gateway.workloads.clients import ClientDirectory
 
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 _LONGEST_PASSWORD = 1024
 _MOST_SIZES = 1024
+_SIGN_OF_LIFE_SECONDS = 5.0
 
 
 class SessionServicer(pb_grpc.SessionServiceServicer):
@@ -79,7 +82,7 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
                     Reason.SECOND_FACTOR_REQUIRED, "the user has a second factor", field="code"
                 )
             self._factors.prove(user.user_id, user.name, request.code)
-            proven = int(time.time())
+            proven = int(steady_time())
 
         user = self._users.authenticate(
             request.user, request.password, request.new_password, second
@@ -131,11 +134,13 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         """End one session, or all of a user."""
         self._authority.admit(context)
         attributes = call_of(context).attributes
-        if bool(request.session_id) == bool(request.user):
+        if [bool(request.session_id), bool(request.user), request.all].count(True) != 1:
             raise SealwardError(
-                Reason.FIELD_INVALID, "give either a session_id or a user", field="session_id"
+                Reason.FIELD_INVALID, "give a session_id, a user or all", field="session_id"
             )
-        if request.session_id:
+        if request.all:
+            revoked = self._store.end_everybody()
+        elif request.session_id:
             if not _SESSION_ID.fullmatch(request.session_id):
                 raise SealwardError(
                     Reason.FIELD_INVALID, "a session id has 32 digits", field="session_id"
@@ -143,13 +148,27 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
             attributes[names.TARGET] = request.session_id
             revoked = int(self._store.end_by_id(request.session_id))
         else:
-            user = self._users.get(request.user)
-            if user is None:
-                raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
+            user = self._users.existing(request.user)
             attributes[names.TARGET] = user.name
             revoked = self._store.end_all(user.user_id)
         attributes[names.COUNT] = revoked
         return pb.RevokeSessionsResponse(revoked=revoked)
+
+    def WatchSession(
+        self, _request: pb.WatchSessionRequest, context: Any
+    ) -> Iterator[pb.WatchSessionResponse]:
+        """Stay open while the session lives; streams.py ends it."""
+        session = self._authority.admit(context).session
+        if session is None:
+            raise SealwardError(Reason.SESSION_MISSING, "there is no session to watch")
+        call = call_of(context)
+        woken = threading.Event()
+        call.wake = woken.set
+        alive = context.add_callback(woken.set)
+        while alive and call.cut is None:
+            yield pb.WatchSessionResponse(session_id=session.session_id, expires=session.expires)
+            woken.wait(_SIGN_OF_LIFE_SECONDS)
+            alive = context.is_active()
 
 
 class UserServicer(pb_grpc.UserServiceServicer):
@@ -160,6 +179,7 @@ class UserServicer(pb_grpc.UserServiceServicer):
         authority: Authority,
         users: UserDirectory,
         store: SessionStore,
+        offboarding: Offboarding,
         keys: Callable[[], grpc.Channel],
         trust_domain: str,
         clients: ClientDirectory,
@@ -167,6 +187,7 @@ class UserServicer(pb_grpc.UserServiceServicer):
         self._authority = authority
         self._users = users
         self._store = store
+        self._offboarding = offboarding
         self._keys = keys
         self._trust_domain = trust_domain
         self._clients = clients
@@ -186,13 +207,47 @@ class UserServicer(pb_grpc.UserServiceServicer):
         return pb.CreateUserResponse(user_id=user.user_id)
 
     def DisableUser(self, request: pb.DisableUserRequest, context: Any) -> pb.DisableUserResponse:
-        """Stop a user from logging in, and end what is open."""
-        self._authority.admit(context)
-        user = self._users.disable(request.user)
+        """Stop a user from logging in, and end what they have."""
+        caller = self._authority.admit(context)
         attributes = call_of(context).attributes
-        attributes[names.TARGET] = user.name
+        attributes[names.TARGET] = self._users.existing(request.user).name
+        ended = self._offboarding.disable(
+            request.user, f"{caller.identity.kind}/{caller.identity.name}"
+        )
+        attributes[names.COUNT] = ended.sessions
+        return pb.DisableUserResponse(
+            revoked=ended.sessions,
+            grants=ended.grants,
+            certificates=ended.certificates or 0,
+            certificates_pending=ended.certificates is None,
+        )
+
+    def SetRoles(self, request: pb.SetRolesRequest, context: Any) -> pb.SetRolesResponse:
+        """Give a user other roles, and end the sessions that have the old ones."""
+        caller = self._authority.admit(context)
+        before = self._users.existing(request.user)
+        call = call_of(context)
+        call.attributes[names.TARGET] = before.name
+        if caller.session is not None and caller.session.user_id == before.user_id:
+            raise SealwardError(Reason.POLICY_DENIED, "nobody changes their own roles")
+        user = self._users.set_roles(request.user, request.roles, request.version)
+        # Not recorded, not changed: but the sessions stay ended.
+        call.attributes[UNDO] = lambda: self._users.set_roles(user.name, before.roles, user.version)
+        call.attributes[names.CHANGE_BEFORE] = ",".join(before.roles)
+        call.attributes[names.CHANGE_AFTER] = ",".join(user.roles)
+        call.attributes[names.COUNT] = revoked = self._store.end_all(user.user_id)
+        return pb.SetRolesResponse(version=user.version, revoked=revoked)
+
+    def ResetPassword(
+        self, request: pb.ResetPasswordRequest, context: Any
+    ) -> pb.ResetPasswordResponse:
+        """Give a user another password, and end the sessions of the old one."""
+        self._authority.admit(context)
+        attributes = call_of(context).attributes
+        attributes[names.TARGET] = self._users.existing(request.user).name
+        user = self._users.reset_password(request.user, request.password, one_time=request.one_time)
         attributes[names.COUNT] = revoked = self._store.end_all(user.user_id)
-        return pb.DisableUserResponse(revoked=revoked)
+        return pb.ResetPasswordResponse(revoked=revoked)
 
     def ListUsers(self, _request: pb.ListUsersRequest, context: Any) -> pb.ListUsersResponse:
         """List all users."""
@@ -207,6 +262,7 @@ class UserServicer(pb_grpc.UserServiceServicer):
                     roles=user.roles,
                     disabled=user.disabled,
                     created=user.created,
+                    version=user.version,
                 )
                 for user in found
             ]
@@ -240,6 +296,10 @@ class UserServicer(pb_grpc.UserServiceServicer):
             deadline=deadline_of(context),
             unavailable=Reason.KEYS_UNAVAILABLE,
         )
+        if self._users.existing(name).disabled:
+            # In the meantime: this certificate is not handed out, and goes with the others.
+            self._users.disable(name)
+            raise SealwardError(Reason.NOT_FOUND, "there is no such active user", field="user")
         return pb.IssueUserCertificateResponse(
             certificate_pem=answer.certificate_pem,
             bundle_pem=answer.bundle_pem,

@@ -8,6 +8,9 @@ Redis holds, under `H = SHA-256(token)` in hexadecimal:
     sess-id:<id>        H, to find a session by its public id
     sess-user:<user id> the set of H of a user's sessions
 
+and, for a minute, what ended: sess:s:<id> one session, sess:u:<user id> all of a user, sess:all.
+Whoever caches hears of these too, so that an end reaches sessions that the store does not list.
+
 Only `sess:` is tracked, so that putting off the idle end empties nobody's cache. Reads are answered
 from the cache while the invalidation link is fresh; while it is silent the store itself is asked.
 
@@ -18,6 +21,7 @@ the store holds is compared with it whenever it is read.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -41,6 +45,7 @@ from services.gateway.session import (
     new_token,
     token_hash,
 )
+from services.gateway.steady import SteadyClock
 
 PREFIX = "sess:"
 _IDLE = "sess-idle:"
@@ -51,6 +56,12 @@ _SOCKET_SECONDS = 0.5
 # A connection through TLS takes several round trips.
 _REMOTE_SECONDS = 1.0
 _CAPACITY = 20_000
+# A cached session is compared with the store and the ledger that often, whatever was announced.
+_BELIEVED_SECONDS = 30.0
+_ANNOUNCED_SECONDS = 60
+# What was ended is remembered that much longer than it could live: clocks may be set.
+_REMEMBERED_SECONDS = 7 * 86400
+_USERS_AT_ONCE = 200
 _NAME = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -76,13 +87,19 @@ class Ledger(Protocol):
     def end_sessions(self, user_id: str) -> None:
         """Remember the end of every session that a user has now."""
 
+    def end_everybody(self) -> list[str]:
+        """Remember the end of every session of everybody; return the ids of all users."""
+
 
 class _Entry:
-    __slots__ = ("idle_until", "session")
+    """A cached session. `until`: asked anew then; both on the monotonic clock."""
 
-    def __init__(self, session: Session, idle_until: float) -> None:
+    __slots__ = ("idle_until", "session", "until")
+
+    def __init__(self, session: Session, idle_until: float, until: float) -> None:
         self.session = session
         self.idle_until = idle_until
+        self.until = until
 
 
 def make_pool(
@@ -136,6 +153,9 @@ class SessionStore:
         self._cache: dict[str, _Entry] = {}
         self._reading: dict[str, object] = {}
         self._used: dict[str, None] = {}
+        self._unsaid: dict[str, None] = {}
+        self._clock = SteadyClock()
+        self._listeners: list[Callable[[], None]] = []
         self._on_state = on_state
         self._log = log
         self._link = InvalidationLink(pool, PREFIX, self._invalid, on_state, log, mark)
@@ -166,7 +186,7 @@ class SessionStore:
             return None
         entry = self._cache.get(name)
         now = time.monotonic()
-        if entry is None or now >= entry.idle_until or time.time() >= entry.session.expires:
+        if entry is None or now >= entry.idle_until or now >= entry.until:
             return None
         _check_spki(entry.session, spki)
         entry.idle_until = now + self.idle_seconds
@@ -194,9 +214,26 @@ class SessionStore:
             if self._reading.pop(name, None) is reading and self._link.fresh():
                 while len(self._cache) >= _CAPACITY:
                     del self._cache[next(iter(self._cache))]
-                self._cache[name] = _Entry(session, time.monotonic() + self.idle_seconds)
+                now = time.monotonic()
+                left = min(_BELIEVED_SECONDS, session.expires - self._clock.now())
+                self._cache[name] = _Entry(session, now + self.idle_seconds, now + left)
         self._used[name] = None
         return session
+
+    def peek(self, name: str, spki: bytes) -> Session:
+        """Return a session without using it: its idle time goes on. Raises what `load` raises."""
+        entry = self._cache.get(name)
+        now = time.monotonic()
+        if entry is not None and self._link.fresh() and now < min(entry.idle_until, entry.until):
+            _check_spki(entry.session, spki)
+            return entry.session
+        session = self._open(name)
+        _check_spki(session, spki)
+        return session
+
+    def on_end(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever some session may have ended. It must not block."""
+        self._listeners.append(listener)
 
     def create(
         self,
@@ -219,7 +256,7 @@ class SessionStore:
         `generation` is the user's from before the password was checked: whoever was disabled in
         the meantime has no session.
         """
-        now = int(time.time())
+        now = int(self._now())
         token = new_token()
         name = token_hash(token)
         session_id = new_session_id()
@@ -258,9 +295,10 @@ class SessionStore:
 
     def end_by_id(self, session_id: str) -> bool:
         """End the session with this public id; return whether it was still there."""
-        until = int(time.time()) + self._life_seconds + _LINGER_SECONDS
+        until = int(time.time()) + self._life_seconds + _REMEMBERED_SECONDS
         self._ledger.end_session(session_id, until)
         self._drop(lambda session: session.session_id == session_id)
+        self._announce(f"s:{session_id}")
         found = self._run(lambda: self._redis.get(_BY_ID + session_id))
         return self._end(_well_formed([] if found is None else [found])) == 1
 
@@ -268,9 +306,26 @@ class SessionStore:
         """End all of a user's sessions; return how many were still there."""
         self._ledger.end_sessions(user_id)
         self._drop(lambda session: session.user_id == user_id)
+        self._announce(f"u:{user_id}")
         names = self._names(user_id)
         ended = self._end(names)
         self._run(lambda: self._redis.delete(_BY_USER + user_id))
+        return ended
+
+    def end_everybody(self) -> int:
+        """End every session of everybody; return how many were still there."""
+        user_ids = self._ledger.end_everybody()
+        self._drop(lambda _session: True)
+        self._announce("all")
+        ended = 0
+        for first in range(0, len(user_ids), _USERS_AT_ONCE):
+            some = user_ids[first : first + _USERS_AT_ONCE]
+            pipe: Any
+            with self._redis.pipeline(transaction=False) as pipe:
+                for user_id in some:
+                    pipe.smembers(_BY_USER + user_id)
+                found = self._run(pipe.execute)
+            ended += self._end([name for names in found for name in _well_formed(names)])
         return ended
 
     def of_users(self, user_ids: Iterable[str]) -> list[Session]:
@@ -291,7 +346,7 @@ class SessionStore:
                     # One value that somebody spoilt must not hide the others.
                     self._log.warning("sessions.broken")
                     continue
-                if time.time() < session.expires and self._ledger.live(session):
+                if self._clock.now() < session.expires and self._ledger.live(session):
                     found.append(session)
             if gone:
                 self._forget(user_id, gone)
@@ -304,7 +359,7 @@ class SessionStore:
         session = decode_session(self._sealer.open(sealed, name))
         if not self._ledger.live(session):
             raise SealwardError(Reason.SESSION_INVALID, "the session token is not known")
-        if idle_ms <= 0 or time.time() >= session.expires:
+        if idle_ms <= 0 or self._clock.now() >= session.expires:
             self._cache.pop(name, None)
             raise SealwardError(Reason.SESSION_EXPIRED, "the session is over: log in again")
         return session
@@ -315,8 +370,22 @@ class SessionStore:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.get(PREFIX + name)
             pipe.pttl(_IDLE + name)
-            sealed, idle_ms = self._run(pipe.execute)
+            pipe.time()
+            sealed, idle_ms, store_time = self._run(pipe.execute)
+        self._observe(store_time)
         return sealed, idle_ms
+
+    def _now(self) -> float:
+        return self._observe(self._run(self._redis.time))
+
+    def _observe(self, store_time: tuple[int, int]) -> float:
+        return self._clock.observe(store_time[0] + store_time[1] / 1e6)
+
+    def _announce(self, what: str) -> None:
+        """Tell every gateway what ended; raise when it has to be told later, which it then is."""
+        self._unsaid[what] = None
+        self._run(lambda: self._redis.set(PREFIX + what, b"1", ex=_ANNOUNCED_SECONDS))
+        self._unsaid.pop(what, None)
 
     def _forget(self, user_id: str, names: Sequence[str]) -> None:
         self._run(lambda: self._redis.srem(_BY_USER + user_id, *names))
@@ -344,23 +413,35 @@ class SessionStore:
             for name, entry in list(self._cache.items()):
                 if ended(entry.session):
                     self._cache.pop(name, None)
+        for listener in self._listeners:
+            listener()
 
     def _invalid(self, keys: Sequence[bytes] | None) -> None:
+        names = (
+            None if keys is None else [key.decode(errors="replace")[len(PREFIX) :] for key in keys]
+        )
+        if names is None or "all" in names:
+            self._drop(lambda _session: True)
+            return
+        users = {name[2:] for name in names if name.startswith("u:")}
+        ids = {name[2:] for name in names if name.startswith("s:")}
+        if users or ids:
+            self._drop(lambda session: session.user_id in users or session.session_id in ids)
         with self._lock:
-            if keys is None:
-                self._cache.clear()
-                self._reading.clear()
-                return
-            for key in keys:
-                name = key.decode()[len(PREFIX) :]
+            for name in names:
                 self._cache.pop(name, None)
                 self._reading.pop(name, None)
+        for listener in self._listeners:
+            listener()
 
     def _write_back(self) -> None:
         pause = min(1.0, self.idle_seconds / 4)
         stopping = False
         while not stopping:
             stopping = self._stop.wait(pause)
+            for what in list(self._unsaid):
+                with contextlib.suppress(SealwardError):
+                    self._announce(what)
             used, self._used = self._used, {}
             if not used:
                 continue

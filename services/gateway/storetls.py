@@ -181,12 +181,14 @@ def _needed() -> Iterator[tuple[Any, ...]]:
     yield "GET", "sess-key:default"
     yield ("TIME",)
     yield "CLIENT", "ID"
-    for prefix in ("sess:", "sess-idle:", "sess-id:", "sess-key:"):
+    for prefix in ("sess:", "sess-idle:", "sess-id:", "sess-key:", "sess-once:", "sess-challenge:"):
         yield "SET", prefix + name, "1", "EX", 1
         yield "GET", prefix + name
         yield "PTTL", prefix + name
         yield "EXPIRE", prefix + name, 1
         yield "DEL", prefix + name
+    yield "INCRBY", f"quota:{name}", 1
+    yield "EXPIRE", f"quota:{name}", 1
     yield "SADD", f"sess-user:{name}", "1"
     yield "SMEMBERS", f"sess-user:{name}"
     yield "SREM", f"sess-user:{name}", "1"

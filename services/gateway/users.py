@@ -44,24 +44,31 @@ CREATE TABLE IF NOT EXISTS user (
   one_time INTEGER NOT NULL,
   disabled INTEGER NOT NULL DEFAULT 0,
   created  INTEGER NOT NULL,
-  generation INTEGER NOT NULL DEFAULT 0
+  generation INTEGER NOT NULL DEFAULT 0,
+  version  INTEGER NOT NULL DEFAULT 1
 ) STRICT
 """
-_GENERATION = "ALTER TABLE user ADD COLUMN generation INTEGER NOT NULL DEFAULT 0"
+_ADDED = {
+    "generation": "ALTER TABLE user ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
+    "version": "ALTER TABLE user ADD COLUMN version INTEGER NOT NULL DEFAULT 1",
+}
+# Users whose certificates are still to be revoked.
+_DUE = "CREATE TABLE IF NOT EXISTS revocation_due (name TEXT PRIMARY KEY) STRICT"
 _ENDED = """
 CREATE TABLE IF NOT EXISTS ended_session (
   session_id TEXT PRIMARY KEY,
   until      INTEGER NOT NULL
 ) STRICT
 """
-_COLUMNS = "user_id, name, roles, secret, one_time, disabled, created, generation"
+_CHANGE = "generation = generation + 1, version = version + 1"
+_COLUMNS = "user_id, name, roles, secret, one_time, disabled, created, generation, version"
 
 
 @dataclass(frozen=True, slots=True)
 class User:
     """A user without the password. `created` is in seconds since the epoch.
 
-    `generation` rises when all of the user's sessions end.
+    `generation` rises when all of the user's sessions end, `version` with each change.
     """
 
     user_id: str
@@ -71,6 +78,7 @@ class User:
     disabled: bool
     created: int
     generation: int = 0
+    version: int = 1
 
 
 class UserDirectory:
@@ -86,9 +94,11 @@ class UserDirectory:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_SCHEMA)
             columns = [row[1] for row in self._db.execute("PRAGMA table_info(user)")]
-            if "generation" not in columns:
-                self._db.execute(_GENERATION)
+            for column, change in _ADDED.items():
+                if column not in columns:
+                    self._db.execute(change)
             self._db.execute(_ENDED)
+            self._db.execute(_DUE)
             path.chmod(0o600)
         except (sqlite3.Error, OSError):
             raise StartupError(f"the user directory {path.name} cannot be opened") from None
@@ -119,10 +129,7 @@ class UserDirectory:
                 "a user name has 1 to 64 of a-z, 0-9, dot, dash, underscore; starts with a letter",
                 field="user",
             )
-        if not roles or not set(roles) <= set(ROLES) or len(set(roles)) != len(roles):
-            raise SealwardError(
-                Reason.FIELD_INVALID, f"roles are of {', '.join(ROLES)}, each once", field="roles"
-            )
+        _check_roles(roles)
         check_new(password, "password")
         if self.get(name) is not None:
             raise _exists()
@@ -135,7 +142,7 @@ class UserDirectory:
         )
         row = (
             *(user.user_id, name, json.dumps(user.roles), secret),
-            *(int(one_time), 0, user.created, 0),
+            *(int(one_time), 0, user.created, 0, 1),
         )
         try:
             with self._lock:
@@ -157,13 +164,73 @@ class UserDirectory:
         return [_user(row) for row in rows]
 
     def disable(self, name: str) -> User:
-        """Stop a user from logging in; raise NOT_FOUND. Ending the sessions is the caller's."""
-        with self._lock:
-            self._db.execute("UPDATE user SET disabled = 1 WHERE name = ?", (name,))
+        """Stop a user from logging in, and note that certificates are to be revoked.
+
+        Their sessions have ended when it returns; telling the gateways is the caller's. Raises
+        NOT_FOUND.
+        """
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            done = self._db.execute(
+                f"UPDATE user SET disabled = 1, {_CHANGE} WHERE name = ?",  # noqa: S608
+                (name,),
+            )
+            if done.rowcount:
+                self._db.execute("INSERT OR IGNORE INTO revocation_due VALUES (?)", (name,))
+        return self.existing(name)
+
+    def existing(self, name: str) -> User:
+        """Return a user by name; raise NOT_FOUND."""
         user = self.get(name)
         if user is None:
             raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
         return user
+
+    def due(self) -> list[str]:
+        """Return the disabled users whose certificates are still to be revoked."""
+        with self._lock:
+            rows = self._db.execute("SELECT name FROM revocation_due ORDER BY name").fetchall()
+        return [str(row[0]) for row in rows]
+
+    def settle(self, name: str) -> None:
+        """Note that a user's certificates are revoked."""
+        with self._lock:
+            self._db.execute("DELETE FROM revocation_due WHERE name = ?", (name,))
+
+    def set_roles(self, name: str, roles: Sequence[str], version: int) -> User:
+        """Give a user other roles, as a change of this version; their sessions have ended.
+
+        Of two changes that race the second raises USER_CHANGED. Raises NOT_FOUND, FIELD_INVALID.
+        """
+        _check_roles(roles)
+        user = self.existing(name)
+        with self._lock:
+            changed = self._db.execute(
+                f"UPDATE user SET roles = ?, {_CHANGE} WHERE name = ? AND version = ?",  # noqa: S608
+                (json.dumps(sorted(roles)), name, version),
+            ).rowcount
+        if changed != 1:
+            raise SealwardError(
+                Reason.USER_CHANGED,
+                f"another change of {user.name} came first: read it and change it again",
+                field="version",
+            )
+        return self.existing(name)
+
+    def reset_password(self, name: str, password: str, *, one_time: bool) -> User:
+        """Give a user another password; their sessions have ended.
+
+        Raises NOT_FOUND, PASSWORD_UNACCEPTABLE, OVERLOADED.
+        """
+        check_new(password, "password")
+        self.existing(name)
+        secret = self._passwords.hash(password)
+        with self._lock:
+            self._db.execute(
+                f"UPDATE user SET secret = ?, one_time = ?, {_CHANGE} WHERE name = ?",  # noqa: S608
+                (secret, int(one_time), name),
+            )
+        return self.existing(name)
 
     def live(self, session: Session) -> bool:
         """Whether a session that the store holds was not ended: alone, or all of its user's."""
@@ -191,6 +258,13 @@ class UserDirectory:
             self._db.execute(
                 "UPDATE user SET generation = generation + 1 WHERE user_id = ?", (user_id,)
             )
+
+    def end_everybody(self) -> list[str]:
+        """Remember that every session of everybody was ended; return the ids of all users."""
+        with self._lock:
+            self._db.execute("UPDATE user SET generation = generation + 1")
+            rows = self._db.execute("SELECT user_id FROM user").fetchall()
+        return [str(row[0]) for row in rows]
 
     def authenticate(
         self,
@@ -266,7 +340,7 @@ class UserDirectory:
 
 
 def _user(row: tuple[object, ...]) -> User:
-    user_id, name, roles, _, one_time, disabled, created, generation = row
+    user_id, name, roles, _, one_time, disabled, created, generation, version = row
     return User(
         str(user_id),
         str(name),
@@ -275,7 +349,15 @@ def _user(row: tuple[object, ...]) -> User:
         bool(disabled),
         int(str(created)),
         int(str(generation)),
+        int(str(version)),
     )
+
+
+def _check_roles(roles: Sequence[str]) -> None:
+    if not roles or not set(roles) <= set(ROLES) or len(set(roles)) != len(roles):
+        raise SealwardError(
+            Reason.FIELD_INVALID, f"roles are of {', '.join(ROLES)}, each once", field="roles"
+        )
 
 
 def _exists() -> SealwardError:

@@ -78,6 +78,11 @@ class TrustServicer(TrustServiceServicer):
         identity = self._identity(request.spiffe_id)
         attributes = call_of(context).attributes
         attributes["target"] = identity or serial
+        caller = call_of(context).peer.identity
+        if caller.kind != "admin" and (not identity or parse_identity(identity).kind != "user"):
+            raise SealwardError(
+                Reason.IDENTITY_FORBIDDEN, f"{caller.role} revokes certificates of users alone"
+            )
         attributes["revocation_reason"] = reason
         revoked = self._revocations.revoke(reason, serial=serial, identity=identity)
         attributes["count"] = len(revoked)

@@ -1,6 +1,7 @@
 """Control calls on real sessions and users: what they do, and that each leaves its record."""
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ from services.gateway.exchange import Exchange
 from services.gateway.factor_servicer import FactorServicer
 from services.gateway.factors.factors import Factors
 from services.gateway.factors.store import FactorStore
+from services.gateway.grants import Grants
 from services.gateway.ledgers import Ledgers
+from services.gateway.offboarding import Offboarding
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import audit_lost
 from services.gateway.policy import load_policy
@@ -125,13 +128,23 @@ class Suite:
         def no_channel() -> grpc.Channel:
             return grpc.insecure_channel("unix:/nowhere")
 
+        self.grants = Grants(folder / "grants.db", lambda: self.now)
+        offboarding = Offboarding(
+            self.users, self.store, self.grants, no_channel, "sealward.local", log
+        )
         self.services = {
             "SessionService": SessionServicer(authority, self.users, self.store, factors),
             "FactorService": FactorServicer(
                 authority, factors, self.users, self.store, fresh_seconds=900
             ),
             "UserService": UserServicer(
-                authority, self.users, self.store, no_channel, "sealward.local", self.clients
+                authority,
+                self.users,
+                self.store,
+                offboarding,
+                no_channel,
+                "sealward.local",
+                self.clients,
             ),
             "LogService": LogServicer(authority, no_channel),
         }
@@ -298,6 +311,122 @@ def test_a_disabled_user_is_out_at_once(suite: Suite) -> None:
     login = pb.LoginRequest(user="ada", password=PASSWORD)
     again = lambda: suite.call("SessionService.Login", login, user("ada"))  # noqa: E731
     assert refusal(again) is Reason.LOGIN_FAILED
+
+
+def test_who_is_disabled_loses_grants_and_certificates_too(suite: Suite) -> None:
+    ada = suite.users.create("ada", ["clinician"], PASSWORD, one_time=False)
+    bob = suite.users.create("bob", ["clinician"], PASSWORD, one_time=False)
+    suite.now = time.time()
+    asked = suite.grants.request(ada.user_id, "ada", "m", "TREAT", 600, "")
+    suite.grants.approve(
+        suite.grants.request(ada.user_id, "ada", "m", "TREAT", 600, "").id, "x", ""
+    )
+    others = suite.grants.request(bob.user_id, "bob", "m", "TREAT", 600, "")
+    assert suite.grants.covers(ada.user_id, "m", "TREAT")
+    done = suite.call("UserService.DisableUser", pb.DisableUserRequest(user="ada"), ADMIN)
+    # The keys service is away: its part stays to be done, whatever happens to this process.
+    assert (done.grants, done.certificates, done.certificates_pending) == (2, 0, True)
+    assert suite.users.due() == ["ada"]
+    assert not suite.grants.covers(ada.user_id, "m", "TREAT")
+    assert [a.state for a in suite.grants.all(ada.user_id)].count("granted") == 0
+    assert suite.grants.get(asked.id).state == "denied"  # type: ignore[union-attr]
+    assert suite.grants.get(others.id).state == "requested"  # type: ignore[union-attr]
+
+
+def test_other_roles_end_the_sessions_of_the_old_ones(suite: Suite) -> None:
+    token = suite.login("ada", "clinician")
+    change = pb.SetRolesRequest(user="ada", roles=["operator"], version=1)
+    done = suite.call("UserService.SetRoles", change, ADMIN)
+    assert (done.version, done.revoked) == (2, 1)
+    said = suite.audit.said()
+    assert (said["event.type"], said["target"]) == ("user.roles", "ada")
+    assert (said["change.before"], said["change.after"]) == ("clinician", "operator")
+    out = lambda: suite.call(  # noqa: E731
+        "SessionService.Logout", pb.LogoutRequest(), user("ada"), token
+    )
+    assert refusal(out) is Reason.SESSION_INVALID
+    suite.login("ada")
+    (session,) = suite.call("SessionService.ListSessions", pb.ListSessionsRequest(), ADMIN).sessions
+    assert list(session.roles) == ["operator"]
+
+
+def test_of_two_administrators_who_race_one_changes_the_roles(suite: Suite) -> None:
+    suite.users.create("ada", ["clinician"], PASSWORD, one_time=False)
+    ready = threading.Barrier(2)
+    outcomes: dict[str, str] = {}
+
+    def change(role: str) -> None:
+        ready.wait()
+        asked = pb.SetRolesRequest(user="ada", roles=[role], version=1)
+        try:
+            suite.call("UserService.SetRoles", asked, ADMIN)
+            outcomes[role] = "done"
+        except SealwardError as error:
+            outcomes[role] = error.code.name
+
+    both = [threading.Thread(target=change, args=(role,)) for role in ("operator", "service")]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert sorted(outcomes.values()) == ["ABORTED", "done"]
+    (winner,) = [role for role, outcome in outcomes.items() if outcome == "done"]
+    assert suite.users.existing("ada").roles == (winner,)
+    stale = pb.SetRolesRequest(user="ada", roles=["clinician"])
+    lost = lambda: suite.call("UserService.SetRoles", stale, ADMIN)  # noqa: E731
+    assert refusal(lost) is Reason.USER_CHANGED
+
+
+def test_nobody_changes_their_own_roles(suite: Suite) -> None:
+    token = suite.login("sec", "security-admin")
+    change = pb.SetRolesRequest(user="sec", roles=["clinician"], version=1)
+    own = lambda: suite.call("UserService.SetRoles", change, user("sec"), token)  # noqa: E731
+    assert refusal(own) is Reason.POLICY_DENIED
+    assert suite.users.existing("sec").roles == ("security-admin",)
+
+
+def test_roles_whose_change_could_not_be_recorded_are_as_before(suite: Suite) -> None:
+    token = suite.login("ada", "clinician")
+    suite.audit.up = False
+    change = pb.SetRolesRequest(user="ada", roles=["operator"], version=1)
+    lost = lambda: suite.call("UserService.SetRoles", change, ADMIN)  # noqa: E731
+    assert refusal(lost) is Reason.AUDIT_UNAVAILABLE
+    suite.audit.up = True
+    assert suite.users.existing("ada").roles == ("clinician",)
+    out = lambda: suite.call(  # noqa: E731
+        "SessionService.Logout", pb.LogoutRequest(), user("ada"), token
+    )
+    assert refusal(out) is Reason.SESSION_INVALID
+
+
+def test_a_password_that_was_reset_ends_sessions(suite: Suite) -> None:
+    token = suite.login("ada", "clinician")
+    reset = pb.ResetPasswordRequest(user="ada", password="quite another one", one_time=True)
+    assert suite.call("UserService.ResetPassword", reset, ADMIN).revoked == 1
+    assert suite.audit.said()["event.type"] == "user.password"
+    out = lambda: suite.call(  # noqa: E731
+        "SessionService.Logout", pb.LogoutRequest(), user("ada"), token
+    )
+    assert refusal(out) is Reason.SESSION_INVALID
+    old = pb.LoginRequest(user="ada", password=PASSWORD)
+    assert refusal(lambda: suite.call("SessionService.Login", old, user("ada"))) is (
+        Reason.LOGIN_FAILED
+    )
+    new = pb.LoginRequest(user="ada", password="quite another one", new_password=PASSWORD)
+    assert suite.call("SessionService.Login", new, user("ada")).token
+
+
+def test_all_sessions_of_everybody_end(suite: Suite) -> None:
+    tokens = {name: suite.login(name, "clinician") for name in ("ada", "bob")}
+    everybody = pb.RevokeSessionsRequest(all=True)
+    assert suite.call("SessionService.RevokeSessions", everybody, ADMIN).revoked == 2
+    for name, token in tokens.items():
+        with pytest.raises(SealwardError) as caught:
+            suite.call("SessionService.Logout", pb.LogoutRequest(), user(name), token)
+        assert caught.value.reason is Reason.SESSION_INVALID
+    assert suite.call(
+        "SessionService.Login", pb.LoginRequest(user="ada", password=PASSWORD), user("ada")
+    ).token
 
 
 def test_a_user_disabled_while_the_password_is_checked_has_no_session(

@@ -56,6 +56,12 @@ class Ledger:
     def end_sessions(self, user_id: str) -> None:
         self.generations[user_id] = self.generations.get(user_id, 0) + 1
 
+    def end_everybody(self) -> list[str]:
+        everybody = ["u1", "u2", "u3"]
+        for user_id in everybody:
+            self.end_sessions(user_id)
+        return everybody
+
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
@@ -333,3 +339,88 @@ def test_a_link_that_hangs_in_our_own_process_empties_nothing_but_is_not_believe
     open_store().end_all("u1")
     assert reason(lambda: store.load(name, SPKI)) is Reason.SESSION_INVALID
     release.set()
+
+
+def test_an_end_reaches_another_gateway_though_the_store_hides_the_session(
+    open_store: Callable[..., SessionStore],
+) -> None:
+    one, two = open_store(), open_store()
+    token, made = one.create("u1", "ada", ["clinician"], SPKI)
+    other, _ = one.create("u2", "bob", ["clinician"], SPKI)
+    for value in (token, other):
+        cached(two, token_hash(value))
+    one._redis.delete("sess-user:u1", f"sess-id:{made.session_id}")
+    assert one.end_all("u1") == 0
+    until(lambda: two.find(token_hash(token), SPKI) is None)
+    assert reason(lambda: two.load(token_hash(token), SPKI)) is Reason.SESSION_INVALID
+    assert one.end_everybody() == 1
+    until(lambda: two.find(token_hash(other), SPKI) is None)
+    assert reason(lambda: two.load(token_hash(other), SPKI)) is Reason.SESSION_INVALID
+
+
+def test_an_end_that_could_not_be_announced_is_announced_later(
+    open_store: Callable[..., SessionStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = open_store(), open_store()
+    token, _ = one.create("u1", "ada", ["clinician"], SPKI)
+    cached(two, token_hash(token))
+    # Only this gateway is cut off: the other one goes on believing what it has.
+    broken = make_pool("unix:///nowhere")
+    pool = one._redis.connection_pool
+    monkeypatch.setattr(one._redis, "connection_pool", broken)
+    assert reason(lambda: one.end_all("u1")) is Reason.SESSION_STORE_UNAVAILABLE
+    assert two.find(token_hash(token), SPKI) is not None
+    monkeypatch.setattr(one._redis, "connection_pool", pool)
+    until(lambda: two.find(token_hash(token), SPKI) is None)
+
+
+def test_what_is_cached_is_compared_with_the_ledger_now_and_then(
+    open_store: Callable[..., SessionStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.sessions._BELIEVED_SECONDS", 0.0)
+    one = open_store()
+    token, _ = one.create("u1", "ada", ["clinician"], SPKI)
+    one.load(token_hash(token), SPKI)
+    one._ledger.end_sessions("u1")
+    assert one.find(token_hash(token), SPKI) is None
+    assert reason(lambda: one.load(token_hash(token), SPKI)) is Reason.SESSION_INVALID
+
+
+def test_a_look_is_no_use(open_store: Callable[..., SessionStore]) -> None:
+    store = open_store(idle_seconds=2)
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    assert reason(lambda: store.peek(name, OTHER)) is Reason.SESSION_CERTIFICATE_MISMATCH
+    ends: list[Reason] = []
+
+    def over() -> bool:
+        try:
+            assert store.peek(name, SPKI) == made
+        except SealwardError as error:
+            ends.append(error.reason)
+        return bool(ends)
+
+    until(over)
+    assert ends == [Reason.SESSION_EXPIRED]
+
+
+def test_no_clock_that_is_set_back_lengthens_a_session(
+    open_store: Callable[..., SessionStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(life_seconds=2)
+    token, made = store.create("u1", "ada", ["clinician"], SPKI)
+    name = token_hash(token)
+    cached(store, name)
+    # The gateway's clock says last year from now on, and the store's an hour ago.
+    real, observe = time.time, store._observe
+    monkeypatch.setattr(time, "time", lambda: real() - 366 * 86400)
+    monkeypatch.setattr(store, "_observe", lambda told: observe((told[0] - 3600, told[1])))
+
+    def over() -> bool:
+        try:
+            return (store.find(name, SPKI) or store.load(name, SPKI)) is None
+        except SealwardError as error:
+            return error.reason is Reason.SESSION_EXPIRED
+
+    until(over)
+    assert real() - made.expires < 60

@@ -11,8 +11,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sealward.api.keys.v1 import keys_pb2
+from sealward.api.keys.v1 import keys_pb2, trust_pb2
 from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
+from sealward.api.keys.v1.trust_pb2_grpc import TrustServiceStub
 from sealward.kit.channel import Channels
 from sealward.kit.enroll import enroll, write_private
 from sealward.kit.errors import SealwardError, StartupError
@@ -115,6 +116,18 @@ def test_who_may_do_what(make: Callable[..., KeysProcess]) -> None:
         grpc.StatusCode.INVALID_ARGUMENT,
         "CERTIFICATE_REQUEST_INVALID",
     )
+
+    # The gateway takes back what users have, and nothing else.
+    trust = TrustServiceStub(keys.channels("gateway").get())
+    why = trust_pb2.REVOCATION_REASON_PRIVILEGE_WITHDRAWN
+    for one in (f"spiffe://{TD}/service/audit", f"spiffe://{TD}/admin/local"):
+        asked_for = trust_pb2.RevokeRequest(spiffe_id=one, reason=why)
+        assert reason_of(lambda asked=asked_for: trust.Revoke(asked)) == forbidden  # type: ignore[misc]
+    by_serial = trust_pb2.RevokeRequest(serial="ab", reason=why)
+    assert reason_of(lambda: trust.Revoke(by_serial)) == forbidden
+    gateway.IssueCertificate(request_for(f"spiffe://{TD}/user/bob"))
+    leaving = trust_pb2.RevokeRequest(spiffe_id=f"spiffe://{TD}/user/bob", reason=why)
+    assert len(trust.Revoke(leaving).revoked) == 1
 
     # A user's certificate opens nothing here; the administrator may read the status.
     key = new_key()

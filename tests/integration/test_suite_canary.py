@@ -153,6 +153,16 @@ def carry_canaries_to_every_method(suite: RunningSuite, name: str) -> None:
         ("gateway", f"{gateway}UserService/DisableUser", gw.DisableUserRequest(user=TEXT)),
         (
             "gateway",
+            f"{gateway}UserService/SetRoles",
+            gw.SetRolesRequest(user=TEXT, roles=[TEXT]),
+        ),
+        (
+            "gateway",
+            f"{gateway}UserService/ResetPassword",
+            gw.ResetPasswordRequest(user=TEXT, password=TEXT),
+        ),
+        (
+            "gateway",
             f"{gateway}UserService/IssueUserCertificate",
             gw.IssueUserCertificateRequest(user=TEXT, csr=data),
         ),

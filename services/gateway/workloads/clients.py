@@ -185,6 +185,13 @@ class ClientDirectory:
                 "UPDATE client SET generation = generation + 1 WHERE client_id = ?", (user_id,)
             )
 
+    def end_everybody(self) -> list[str]:
+        """See sessions.Ledger."""
+        with self._lock:
+            self._db.execute("UPDATE client SET generation = generation + 1")
+            rows = self._db.execute("SELECT client_id FROM client").fetchall()
+        return [str(row[0]) for row in rows]
+
 
 def _keys(jwks: bytes) -> list[dict[str, str]]:
     try:

@@ -55,6 +55,11 @@ class SessionServiceStub(object):
                 request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.RevokeSessionsRequest.SerializeToString,
                 response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.RevokeSessionsResponse.FromString,
                 _registered_method=True)
+        self.WatchSession = channel.unary_stream(
+                '/sealward.api.gateway.v1.SessionService/WatchSession',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.WatchSessionRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.WatchSessionResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -89,6 +94,14 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchSession(self, request, context):
+        """Stays open while the caller's own session lives, and ends with the reason that it ended for:
+        SESSION_INVALID, SESSION_EXPIRED, POLICY_DENIED. It is no use of the session: idle time goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +124,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.RevokeSessions,
                     request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.RevokeSessionsRequest.FromString,
                     response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.RevokeSessionsResponse.SerializeToString,
+            ),
+            'WatchSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSession,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.WatchSessionRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.WatchSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +250,33 @@ class SessionService(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def WatchSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sealward.api.gateway.v1.SessionService/WatchSession',
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.WatchSessionRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.WatchSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class UserServiceStub(object):
     """People and what they may do.
@@ -252,6 +297,16 @@ class UserServiceStub(object):
                 '/sealward.api.gateway.v1.UserService/DisableUser',
                 request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DisableUserRequest.SerializeToString,
                 response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DisableUserResponse.FromString,
+                _registered_method=True)
+        self.SetRoles = channel.unary_unary(
+                '/sealward.api.gateway.v1.UserService/SetRoles',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetRolesRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetRolesResponse.FromString,
+                _registered_method=True)
+        self.ResetPassword = channel.unary_unary(
+                '/sealward.api.gateway.v1.UserService/ResetPassword',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordResponse.FromString,
                 _registered_method=True)
         self.ListUsers = channel.unary_unary(
                 '/sealward.api.gateway.v1.UserService/ListUsers',
@@ -277,7 +332,22 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DisableUser(self, request, context):
-        """Stops a user from logging in and ends their sessions.
+        """Stops a user from logging in and ends what they have: sessions, open streams, grants,
+        certificates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRoles(self, request, context):
+        """Gives a user other roles; their sessions end. Nobody changes their own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetPassword(self, request, context):
+        """Gives a user another password; their sessions end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -310,6 +380,16 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.DisableUser,
                     request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DisableUserRequest.FromString,
                     response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DisableUserResponse.SerializeToString,
+            ),
+            'SetRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRoles,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetRolesRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetRolesResponse.SerializeToString,
+            ),
+            'ResetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetPassword,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordResponse.SerializeToString,
             ),
             'ListUsers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsers,
@@ -377,6 +457,60 @@ class UserService(object):
             '/sealward.api.gateway.v1.UserService/DisableUser',
             sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DisableUserRequest.SerializeToString,
             sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DisableUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.gateway.v1.UserService/SetRoles',
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetRolesRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetRolesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.gateway.v1.UserService/ResetPassword',
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordResponse.FromString,
             options,
             channel_credentials,
             insecure,

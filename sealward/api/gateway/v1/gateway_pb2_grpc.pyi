@@ -41,6 +41,10 @@ class SessionServiceStub:
     """Lists sessions (local administrator and security-admin)."""
     RevokeSessions: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.RevokeSessionsRequest, _gateway_pb2.RevokeSessionsResponse]
     """Ends sessions (local administrator and security-admin)."""
+    WatchSession: _grpc.UnaryStreamMultiCallable[_gateway_pb2.WatchSessionRequest, _gateway_pb2.WatchSessionResponse]
+    """Stays open while the caller's own session lives, and ends with the reason that it ended for:
+    SESSION_INVALID, SESSION_EXPIRED, POLICY_DENIED. It is no use of the session: idle time goes on.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -55,6 +59,10 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Lists sessions (local administrator and security-admin)."""
     RevokeSessions: _aio.UnaryUnaryMultiCallable[_gateway_pb2.RevokeSessionsRequest, _gateway_pb2.RevokeSessionsResponse]  # type: ignore[assignment]
     """Ends sessions (local administrator and security-admin)."""
+    WatchSession: _aio.UnaryStreamMultiCallable[_gateway_pb2.WatchSessionRequest, _gateway_pb2.WatchSessionResponse]  # type: ignore[assignment]
+    """Stays open while the caller's own session lives, and ends with the reason that it ended for:
+    SESSION_INVALID, SESSION_EXPIRED, POLICY_DENIED. It is no use of the session: idle time goes on.
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sessions of people and workloads."""
@@ -91,6 +99,16 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_pb2.RevokeSessionsResponse, _abc.Awaitable[_gateway_pb2.RevokeSessionsResponse]]:
         """Ends sessions (local administrator and security-admin)."""
 
+    @_abc_1.abstractmethod
+    def WatchSession(
+        self,
+        request: _gateway_pb2.WatchSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_gateway_pb2.WatchSessionResponse], _abc.AsyncIterator[_gateway_pb2.WatchSessionResponse]]:
+        """Stays open while the caller's own session lives, and ends with the reason that it ended for:
+        SESSION_INVALID, SESSION_EXPIRED, POLICY_DENIED. It is no use of the session: idle time goes on.
+        """
+
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class UserServiceStub:
@@ -103,7 +121,13 @@ class UserServiceStub:
     CreateUser: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CreateUserRequest, _gateway_pb2.CreateUserResponse]
     """Adds a user."""
     DisableUser: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DisableUserRequest, _gateway_pb2.DisableUserResponse]
-    """Stops a user from logging in and ends their sessions."""
+    """Stops a user from logging in and ends what they have: sessions, open streams, grants,
+    certificates.
+    """
+    SetRoles: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetRolesRequest, _gateway_pb2.SetRolesResponse]
+    """Gives a user other roles; their sessions end. Nobody changes their own."""
+    ResetPassword: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ResetPasswordRequest, _gateway_pb2.ResetPasswordResponse]
+    """Gives a user another password; their sessions end."""
     ListUsers: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListUsersRequest, _gateway_pb2.ListUsersResponse]
     """Lists users, without secrets."""
     IssueUserCertificate: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.IssueUserCertificateRequest, _gateway_pb2.IssueUserCertificateResponse]
@@ -119,7 +143,13 @@ class UserServiceAsyncStub(UserServiceStub):
     CreateUser: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CreateUserRequest, _gateway_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Adds a user."""
     DisableUser: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DisableUserRequest, _gateway_pb2.DisableUserResponse]  # type: ignore[assignment]
-    """Stops a user from logging in and ends their sessions."""
+    """Stops a user from logging in and ends what they have: sessions, open streams, grants,
+    certificates.
+    """
+    SetRoles: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetRolesRequest, _gateway_pb2.SetRolesResponse]  # type: ignore[assignment]
+    """Gives a user other roles; their sessions end. Nobody changes their own."""
+    ResetPassword: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ResetPasswordRequest, _gateway_pb2.ResetPasswordResponse]  # type: ignore[assignment]
+    """Gives a user another password; their sessions end."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListUsersRequest, _gateway_pb2.ListUsersResponse]  # type: ignore[assignment]
     """Lists users, without secrets."""
     IssueUserCertificate: _aio.UnaryUnaryMultiCallable[_gateway_pb2.IssueUserCertificateRequest, _gateway_pb2.IssueUserCertificateResponse]  # type: ignore[assignment]
@@ -144,7 +174,25 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.DisableUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DisableUserResponse, _abc.Awaitable[_gateway_pb2.DisableUserResponse]]:
-        """Stops a user from logging in and ends their sessions."""
+        """Stops a user from logging in and ends what they have: sessions, open streams, grants,
+        certificates.
+        """
+
+    @_abc_1.abstractmethod
+    def SetRoles(
+        self,
+        request: _gateway_pb2.SetRolesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.SetRolesResponse, _abc.Awaitable[_gateway_pb2.SetRolesResponse]]:
+        """Gives a user other roles; their sessions end. Nobody changes their own."""
+
+    @_abc_1.abstractmethod
+    def ResetPassword(
+        self,
+        request: _gateway_pb2.ResetPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.ResetPasswordResponse, _abc.Awaitable[_gateway_pb2.ResetPasswordResponse]]:
+        """Gives a user another password; their sessions end."""
 
     @_abc_1.abstractmethod
     def ListUsers(
