@@ -153,7 +153,10 @@ def test_a_value_opens_under_its_own_name_only(gateway: Gateway) -> None:
     sealer = gateway()
     sealed = sealer.seal(b"session", NAME)
     assert reason(lambda: sealer.open(sealed, "cd" * 32)) is Reason.SEAL_BROKEN
-    assert reason(lambda: sealer.open(sealed[:-1] + bytes([sealed[-1] ^ 1]), NAME)) is Reason.SEAL_BROKEN
+    assert (
+        reason(lambda: sealer.open(sealed[:-1] + bytes([sealed[-1] ^ 1]), NAME))
+        is Reason.SEAL_BROKEN
+    )
     assert reason(lambda: sealer.open(b"forged", NAME)) is Reason.SEAL_BROKEN
 
 
