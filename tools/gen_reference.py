@@ -31,6 +31,7 @@ from services.audit.metrics import AuditMetrics
 from services.gateway.metrics import GatewayMetrics
 from services.inference.metrics import ModelMetrics
 from services.keys.backup import backup_metrics
+from services.keys.destroying import destruction_metrics
 from services.keys.watch import authority_metrics, provider_metrics, vault_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,6 +124,7 @@ def _of_providers(registry: CollectorRegistry) -> None:
     nothing: Any = SimpleNamespace(name="")
     provider_metrics(registry, nothing)
     authority_metrics(registry, nothing)
+    destruction_metrics(registry, SimpleNamespace(all=list))  # type: ignore[arg-type]
 
 
 def _of_backups(registry: CollectorRegistry) -> None:

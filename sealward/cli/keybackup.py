@@ -28,6 +28,13 @@ Recovery = Annotated[
         help="Age identity of a recovery recipient; else the unlock secret is used.",
     ),
 ]  # fmt: skip
+Halves = Annotated[
+    Path | None,
+    typer.Option(
+        "--halves", metavar="FILE",
+        help="The newest copy of the other halves; else the one beside the backup.",
+    ),
+]  # fmt: skip
 _MORE = "see docs/runbooks/keys-backup.md"
 
 
@@ -38,7 +45,9 @@ def backup(
 ) -> None:
     """Back the keystore up into one file. Everything secret in it is sealed.
 
-    The unlock secret is not in it: keep that elsewhere, or set recovery recipients.
+    The unlock secret is not in it: keep that elsewhere, or set recovery recipients. The other
+    halves of the keys go into a second file beside it, which replaces the one from before: keep the
+    newest alone, so that what is destroyed is in no copy.
     """
     suite = Suite.at(directory)
     if to.exists():
@@ -51,13 +60,15 @@ def backup(
         as_json=as_json,
         text=f"{to}: generation {found['generation']} of deployment {found['deployment']}\n  "
         + (kept if alone else f"{found['recipients']} recovery recipients, or the unlock secret, "
-           "open it; neither is in it"),
+           "open it; neither is in it")
+        + f"\n  {found['halves']}: a restore needs it too; keep the newest alone, everywhere",
     )  # fmt: skip
 
 
 def restore(
     file: Annotated[Path, typer.Option("--from", metavar="FILE", help="The backup.")],
     recovery_identity: Recovery = None,
+    halves: Halves = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Also where the folder has had a later keystore than this."),
@@ -76,13 +87,16 @@ def restore(
     _check_file(file)
     suite.create(os.environ)
     _have_unlock_secret(suite, made=recovery_identity is not None)
-    done = _tool(suite, "restore", file, recovery_identity, *(["--force"] if force else []))
+    more = [*(["--force"] if force else []), *_named(halves)]
+    done = _tool(suite, "restore", file, recovery_identity, *more)
     made = _time(done["made_at"])
     lines = [f"restored: generation {done['generation']} of {made} into {suite.root / 'keys'}"]
     if done["kept_aside"]:
         lines.append(f"  what was there is kept: {done['kept_aside']}")
     if done["will_not_open"]:
         lines.append(f"  what is sealed under these will not open: {_some(done['will_not_open'])}")
+    if done["destroyed"]:
+        lines.append(f"  destroyed since the backup, and not back: {_some(done['destroyed'])}")
     if done["revocations"] == "lost":
         lines.append("  the list of revoked certificates is lost: revoke again what has to be")
     if done["new_witness"]:
@@ -97,6 +111,7 @@ def drill(
         typer.Option("--from", metavar="FILE", help="The backup; else a fresh one is made."),
     ] = None,
     recovery_identity: Recovery = None,
+    halves: Halves = None,
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -111,7 +126,7 @@ def drill(
             file = folder / "backup"
             _create(suite, file, confirm=False)
         _check_file(file)
-        done = _run(suite, "drill", file, recovery_identity)[0]
+        done = _run(suite, "drill", file, recovery_identity, *_named(halves))[0]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if "passed" not in done:
@@ -197,6 +212,7 @@ def state(channel: Any, seconds: float) -> dict[str, Any]:
         "recovery_recipients": answer.recipients,
         "drill_made": _time(answer.drill_made_at) or None,
         "drill_passed": answer.drill_passed if answer.drill_made_at else None,
+        "halves_copy_opens_destroyed": answer.halves_copy_opens_destroyed,
     }
 
 
@@ -210,6 +226,8 @@ def state_text(found: dict[str, Any]) -> str:
     text = f"backup: {found['backup_made']}, " + (
         f"lacks {behind} changes: make another" if behind else "has everything"
     )
+    if found["halves_copy_opens_destroyed"]:
+        text += "; its .halves is from before a destruction: replace it, and destroy other copies"
     if found["drill_made"] is None:
         return f"{text}; never tried: sealward keys drill"
     return f"{text}; drill {found['drill_made']} {'passed' if found['drill_passed'] else 'FAILED'}"
@@ -228,6 +246,8 @@ def _create(suite: Suite, to: Path, *, confirm: bool = True) -> dict[str, Any]:
         stub = BackupServiceStub(channel)
         answer = stub.CreateBackup(backup_pb2.CreateBackupRequest(), timeout=CALL_SECONDS)
         _write_new(to, answer.archive)
+        halves = to.parent / f"sealward-{answer.deployment}.halves"
+        _replace(halves, answer.halves)
         if confirm:
             stub.ConfirmBackup(
                 backup_pb2.ConfirmBackupRequest(sha256=answer.sha256), timeout=CALL_SECONDS
@@ -237,7 +257,28 @@ def _create(suite: Suite, to: Path, *, confirm: bool = True) -> dict[str, Any]:
         "generation": answer.generation,
         "recipients": answer.recipients,
         "sha256": answer.sha256,
+        "halves": str(halves),
     }
+
+
+def _named(halves: Path | None) -> list[str]:
+    return [] if halves is None else ["--halves", str(halves.absolute())]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file in the place of one that was there, which is overwritten."""
+    before = path.stat().st_size if path.exists() else 0
+    if before:
+        with path.open("r+b") as old:
+            fresh = path.with_name(f".{path.name}.new")
+            fresh.unlink(missing_ok=True)
+            _write_new(fresh, data)
+            fresh.replace(path)
+            old.write(bytes(before))
+            old.flush()
+            os.fsync(old.fileno())
+        return
+    _write_new(path, data)
 
 
 def _write_new(path: Path, data: bytes) -> None:

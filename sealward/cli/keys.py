@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sealward.cli import keybackup, keyrotation
+from sealward.cli import keybackup, keydestruction, keyrotation
 from sealward.cli.errors import CliError
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line, table
@@ -51,6 +51,7 @@ app.command()(keybackup.backup)
 app.command()(keybackup.restore)
 app.command()(keybackup.drill)
 app.command("unlock-with")(keybackup.unlock_with)
+app.add_typer(keydestruction.app, name="destroy")
 
 
 @app.command()

@@ -16,9 +16,14 @@ _ADMIN = frozenset({"admin/local"})
 _PEOPLE = _CALLERS | _ADMIN
 _GATEWAY = frozenset({"service/gateway"})
 _AUDIT = frozenset({"service/audit"})
+_KEYS = frozenset({"service/keys"})
 _SERVICES = frozenset({"service/gateway", "service/inference", "service/audit", "service/keys"})
 _HOLDERS = _SERVICES - {"service/keys"}
 _EVERYONE = _PEOPLE | _SERVICES
+
+_DESTRUCTIONS = (
+    "RequestDestruction", "ApproveDestruction", "CancelDestruction", "ListDestructions",
+)  # fmt: skip
 
 
 def _service(name: str, methods: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
@@ -131,6 +136,10 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             ),
         ),
         **_service(
+            "sealward.api.gateway.v1.DestructionService",
+            dict.fromkeys(_DESTRUCTIONS, _PEOPLE),
+        ),
+        **_service(
             "sealward.api.gateway.v1.LogService",
             {"GetConsistency": _PEOPLE, "GetReceipt": _PEOPLE},
         ),
@@ -181,6 +190,10 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
         ),
         **_service("sealward.api.audit.v1.CosigningService", {"GetCosigning": _ADMIN}),
         **_service(
+            "sealward.api.audit.v1.DestructionService",
+            {"PermitDestruction": _KEYS},
+        ),
+        **_service(
             "opentelemetry.proto.collector.trace.v1.TraceService",
             {"Export": _SERVICES | {"workload"}},
         ),
@@ -216,6 +229,10 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
         **_service(
             "sealward.api.keys.v1.AuthorityService",
             dict.fromkeys(("GetAuthority", "RotateAuthority", "RenewCertificates"), _ADMIN),
+        ),
+        **_service(
+            "sealward.api.keys.v1.DestructionService",
+            dict.fromkeys(_DESTRUCTIONS, _ADMIN | _GATEWAY),
         ),
         **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN}),
         **_service(

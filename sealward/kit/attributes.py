@@ -116,7 +116,10 @@ EVENT_TYPES = frozenset(
         "keys.branch-open", "keys.certificate", "keys.rotate", "keys.rewrap", "keys.rewrap-confirm",
         "keys.revoke", "keys.provider", "keys.join-token", "keys.join",
         "keys.backup", "keys.restore", "keys.drill", "keys.unlock-change",
-        "keys.rewrap-pass", "keys.retire", "keys.ca-rotate", "keys.ca-announce", "keys.ca-adopt",
+        "keys.rewrap-pass", "keys.retire", "keys.destroy-request", "keys.destroy-approve",
+        "keys.destroy-cancel", "keys.destroy-list", "keys.destroy-blocked", "keys.destroy",
+        "keys.destroyed", "audit.destroy-permit", "audit.patient-name", "audit.patient-destroy",
+        "keys.ca-rotate", "keys.ca-announce", "keys.ca-adopt",
         "check.report",
         "keys.ca-drop", "keys.certificates-renew", "otel.span", "service.start", "service.stop",
     }

@@ -167,7 +167,8 @@ class HolderServicer(HolderServiceServicer):
             ),
         )
         return [
-            (new.wrapped or old.wrapped) if new.version else None
+            # What was destroyed on purpose stays as it is, and is in nobody's way.
+            (new.wrapped or old.wrapped) if new.version or new.destroyed else None
             for old, new in zip(keys, answer.keys, strict=True)
         ]
 

@@ -37,7 +37,11 @@ _IDLE_SECONDS = 60.0
 # Wrapped keys that were replaced lately: as many as may be on their way from a disk to the ring.
 _MOVED = 4096
 # What the keys service says of a key for good, as opposed to not being able to answer now.
-_REFUSALS = frozenset({Reason.SEAL_BROKEN, Reason.IDENTITY_FORBIDDEN, Reason.FIELD_INVALID})
+_REFUSALS = frozenset(
+    {
+        Reason.SEAL_BROKEN, Reason.KEY_DESTROYED, Reason.IDENTITY_FORBIDDEN, Reason.FIELD_INVALID,
+    }
+)  # fmt: skip
 
 
 class KeySource(Protocol):
@@ -142,6 +146,8 @@ class BranchKey:
         self._sealer: ObjectSealer | None = None
         self.next_try = leased.soft_at
         self.failures = 0
+        self.destroyed = False
+        """Said by the keys service: it was destroyed on purpose, and never comes back."""
         self._lock = threading.Lock()
         self._served = ring.metrics.uses(context.purpose)
 
@@ -173,6 +179,10 @@ class BranchKey:
             self._sealer = None
             self._ring.wake(self)
             self._ring.metrics.refused(self.context.purpose, error.bound)
+            if self.destroyed:
+                raise SealwardError(
+                    Reason.KEY_DESTROYED, "the key was destroyed: nothing opens what it sealed"
+                ) from None
             raise SealwardError(
                 Reason.KEYS_UNAVAILABLE, "the lease of a key has run out", retry_after=1.0
             ) from None
@@ -346,6 +356,14 @@ class KeyRing:
                 if key.wrapped == old:
                     key.wrapped = new
 
+    def recheck(self) -> None:
+        """Keys were destroyed: ask for every key anew at once, and forget those that are gone."""
+        with self._changed:
+            now = self._clock()
+            for key in self._keys:
+                key.next_try = now
+            self._changed.notify_all()
+
     def release(self, branch: BranchKey) -> None:
         """Renew a key no more (BranchKey.close calls this)."""
         with self._changed:
@@ -377,13 +395,14 @@ class KeyRing:
             with self._counted(branch.context, "renew"):
                 key, lease = self._source.open(branch.context, wrapped, self._patience(asked))
         except SealwardError as error:
-            if error.reason is Reason.SEAL_BROKEN and branch.kept is not None:
+            if error.reason in (Reason.SEAL_BROKEN, Reason.KEY_DESTROYED) and branch.kept:
                 branch.wrapped = branch.kept() or branch.wrapped
             if branch.wrapped != wrapped:
                 # It was wrapped anew meanwhile: the answer was about a form that is not kept.
                 return
             if error.reason in _REFUSALS:
                 # Destroyed or taken away: that beats the time that the lease has left.
+                branch.destroyed = error.reason is Reason.KEY_DESTROYED
                 branch.forget()
             delay = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(branch.failures, 10))
             branch.failures += 1

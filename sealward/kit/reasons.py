@@ -127,6 +127,11 @@ class Reason(IntEnum):
     # People
     USER_CHANGED = 120
 
+    # Destruction
+    KEY_DESTROYED = 110
+    DESTRUCTION_HELD = 111
+    DESTRUCTION_STATE = 112
+
 
 CODES: Mapping[Reason, Code] = MappingProxyType(
     {
@@ -171,6 +176,9 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.SEAL_BROKEN: Code.DATA_LOSS,
         Reason.KEYSTORE_UNAVAILABLE: Code.UNAVAILABLE,
         Reason.KEY_IN_USE: Code.FAILED_PRECONDITION,
+        Reason.KEY_DESTROYED: Code.FAILED_PRECONDITION,
+        Reason.DESTRUCTION_HELD: Code.FAILED_PRECONDITION,
+        Reason.DESTRUCTION_STATE: Code.FAILED_PRECONDITION,
         Reason.KEY_REVOKED: Code.FAILED_PRECONDITION,
         Reason.LOG_PURGED: Code.FAILED_PRECONDITION,
         Reason.LOG_STATE: Code.FAILED_PRECONDITION,

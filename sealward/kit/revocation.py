@@ -39,6 +39,8 @@ class Revocations:
         self._good_until = -_FOREVER
         self._stale = True
         self._listeners: list[Callable[[], None]] = []
+        self._destructions: int | None = None
+        self._on_destruction: list[Callable[[], None]] = []
 
     @property
     def version(self) -> int:
@@ -109,6 +111,21 @@ class Revocations:
         """Call `listener` when what `problem` says of somebody may have turned into a refusal."""
         with self._lock:
             self._listeners.append(listener)
+
+    def learn_destructions(self, count: int) -> None:
+        """Take how often keys were destroyed so far; another number than before is told."""
+        with self._lock:
+            told = self._destructions is not None and count != self._destructions
+            self._destructions = count
+            listeners = list(self._on_destruction)
+        if told:
+            for listener in listeners:
+                listener()
+
+    def on_destruction(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when keys were destroyed: what is leased may be among them."""
+        with self._lock:
+            self._on_destruction.append(listener)
 
     def _confirm(self) -> None:
         self._confirmed = self._clock()

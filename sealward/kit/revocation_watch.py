@@ -108,6 +108,7 @@ class RevocationWatch:
                 self._log.error("revocations.older", version=int(message.version))
         else:
             self._revocations.confirm(message.version)
+        self._revocations.learn_destructions(message.destructions)
         if self._lost:
             self._lost = False
             self._log.info("revocations.found", version=int(message.version))

@@ -43,7 +43,7 @@ class ServiceSettings(BaseSettings):
     transport: Literal["auto", "grpcio"] = "auto"
     """Which transport implements the seam."""
     development: bool = False
-    """Serves gRPC reflection. Never in production."""
+    """Serves gRPC reflection, and takes waits that are too short. Never in production."""
     drain_seconds: float = Field(default=10.0, gt=0, le=300)
     """How long calls in flight may take to end when the service stops."""
     start_seconds: float = Field(default=30.0, gt=0, le=600)

@@ -12,6 +12,7 @@ from sealward.api.audit.v1.attest_pb2_grpc import add_AttestServiceServicer_to_s
 from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.audit.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from sealward.api.audit.v1.cosigning_pb2_grpc import add_CosigningServiceServicer_to_server
+from sealward.api.audit.v1.destruction_pb2_grpc import add_DestructionServiceServicer_to_server
 from sealward.api.audit.v1.export_pb2_grpc import add_ExportServiceServicer_to_server
 from sealward.api.audit.v1.logs_pb2_grpc import add_LogAdminServiceServicer_to_server
 from sealward.api.audit.v1.reconcile_pb2_grpc import add_ReconcileServiceServicer_to_server
@@ -80,6 +81,7 @@ class AuditApp:
             on_ready=lambda ready: ctx.health.set("keys", ready=ready),
             metrics=LeaseMetrics(ctx.metrics),
         )
+        ctx.revocations.on_destruction(self._ring.recheck)
         self._backend = open_backend(settings)
         builtin = BuiltinWitness(self._channels)
         introducer = Introducer(builtin)
@@ -167,6 +169,7 @@ class AuditApp:
                 (add_CosigningServiceServicer_to_server, CosigningServicer(self._cosigning)),
                 (add_ExportServiceServicer_to_server, ExportServicer(self._shards)),
                 (add_LogAdminServiceServicer_to_server, self._lifecycle.servicer),
+                (add_DestructionServiceServicer_to_server, self._lifecycle.destruction),
                 (
                     add_HolderServiceServicer_to_server,
                     HolderServicer(self._lifecycle.holder, self._channels),

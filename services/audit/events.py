@@ -56,15 +56,16 @@ _TYPES: Mapping[str, str] = {
 }
 # Recorded by their servicer before they take effect (`before`); here only when they fail.
 _CHANGES: Mapping[str, str] = {
-    f"/sealward.api.audit.v1.LogAdminService/{method}": event_type
+    f"/sealward.api.audit.v1.{method}": event_type
     for method, event_type in {
-        "Freeze": "audit.freeze",
-        "RotateLogKey": "log.key",
-        "Archive": "audit.archive",
-        "Purge": "audit.purge",
-        "PlaceHold": "audit.hold",
-        "ReleaseHold": "audit.release",
-        "Reindex": "audit.reindex",
+        "LogAdminService/Freeze": "audit.freeze",
+        "LogAdminService/RotateLogKey": "log.key",
+        "LogAdminService/Archive": "audit.archive",
+        "LogAdminService/Purge": "audit.purge",
+        "LogAdminService/PlaceHold": "audit.hold",
+        "LogAdminService/ReleaseHold": "audit.release",
+        "LogAdminService/Reindex": "audit.reindex",
+        "DestructionService/PermitDestruction": "audit.destroy-permit",
     }.items()
 } | {"/sealward.api.audit.v1.AttestService/AttestReport": "check.report"}
 # Proofs tell nothing of an event. The gateway records these calls itself, with the caller's name.

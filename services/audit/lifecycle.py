@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 
 from services.audit.backend import Backend
+from services.audit.destruction import DestructionServicer
 from services.audit.events import OwnEvents
 from services.audit.holds import Holds
 from services.audit.logadmin import LogAdminServicer
@@ -28,7 +29,10 @@ class MovingRing(KeyRing, Protocol):
 
 
 class Lifecycle:
-    """Retention of all logs. `servicer` serves LogAdminService, `holder` has the wrapped keys."""
+    """Retention of all logs. `servicer` serves LogAdminService, `holder` has the wrapped keys.
+
+    `destruction` serves DestructionService.
+    """
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class Lifecycle:
             clock=clock,
             changes=changes,
         )
+        self.destruction = DestructionServicer(rollover, holds, events, changes)
         self.holder = LogKeyHolder(rollover, self._retention, wrapping, changes, ring.moved)
 
     def observe(self) -> None:

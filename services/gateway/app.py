@@ -14,6 +14,7 @@ from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.gateway.v1 import (
     access_pb2_grpc,
+    destruction_pb2_grpc,
     factor_pb2_grpc,
     gateway_pb2_grpc,
     membership_pb2_grpc,
@@ -42,6 +43,7 @@ from services.gateway.catalog import Catalog
 from services.gateway.challenges import Challenges
 from services.gateway.control import ControlRecorder
 from services.gateway.denials import DenialLimit
+from services.gateway.destruction_servicer import DestructionServicer
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
 from services.gateway.factor_servicer import FactorServicer
@@ -134,6 +136,7 @@ class Gateway:
             on_ready=lambda ready: health.set("keys", ready=ready),
             metrics=LeaseMetrics(ctx.metrics),
         )
+        ctx.revocations.on_destruction(self._ring.recheck)
         self._pool, self._remote_store = pool, _ = _session_pool(ctx)
         self._sealer = SessionSealer(pool, self._ring, log)
         self._passwords = Passwords(queue=settings.login_queue)
@@ -285,6 +288,10 @@ class Gateway:
                         break_glass_seconds=settings.break_glass_seconds,
                         alarm=metrics.glass_broken,
                     ),
+                ),
+                (
+                    destruction_pb2_grpc.add_DestructionServiceServicer_to_server,
+                    DestructionServicer(authority, keys_channels.get),
                 ),
                 (
                     gateway_pb2_grpc.add_LogServiceServicer_to_server,

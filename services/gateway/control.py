@@ -40,6 +40,7 @@ _OIDC = "/sealward.api.gateway.v1.OidcService/"
 _ACCESS = "/sealward.api.gateway.v1.AccessService/"
 _POLICY = "/sealward.api.gateway.v1.PolicyService/"
 _MEMBERSHIP = "/sealward.api.gateway.v1.MembershipService/"
+_DESTRUCTION = "/sealward.api.gateway.v1.DestructionService/"
 _LOG = "/sealward.api.gateway.v1.LogService/"
 
 UNRECORDED = frozenset({f"{_OIP}ServerLive", f"{_OIP}ServerReady"})
@@ -101,6 +102,10 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_MEMBERSHIP}SetMembership": "membership.set",
         f"{_MEMBERSHIP}ListMemberships": "membership.list",
         "/sealward.api.gateway.v1.QuotaService/ListQuotas": "quota.list",
+        f"{_DESTRUCTION}RequestDestruction": "keys.destroy-request",
+        f"{_DESTRUCTION}ApproveDestruction": "keys.destroy-approve",
+        f"{_DESTRUCTION}CancelDestruction": "keys.destroy-cancel",
+        f"{_DESTRUCTION}ListDestructions": "keys.destroy-list",
         f"{_LOG}GetConsistency": "log.consistency",
         f"{_LOG}GetReceipt": "log.receipt",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",

@@ -25,6 +25,12 @@ _PASSED_ON = frozenset(
         Reason.KEY_REVOKED,
         Reason.OVERLOADED,
         Reason.NOT_COSIGNED,
+        Reason.DESTRUCTION_HELD,
+        Reason.DESTRUCTION_STATE,
+        Reason.ALREADY_EXISTS,
+        Reason.NOT_SUPPORTED,
+        # Of two people who have to sign one has signed twice.
+        Reason.POLICY_DENIED,
     }
 )
 

@@ -24,8 +24,9 @@ from services.gateway.invalidation import STORE_ERRORS
 
 CONTEXT = EncryptionContext("default", "session", "gateway")
 _SHELF = "sess-key:default"
-# What the keys service says of bytes that are no key: they do not open, or have no key's length.
-_NO_KEY = frozenset({Reason.SEAL_BROKEN, Reason.FIELD_INVALID})
+# What the keys service says of bytes that are no key: they do not open, were destroyed, or have no
+# key's length.
+_NO_KEY = frozenset({Reason.SEAL_BROKEN, Reason.KEY_DESTROYED, Reason.FIELD_INVALID})
 
 
 class SessionSealer:
@@ -96,9 +97,12 @@ class SessionSealer:
     def prepare(self) -> BranchKey:
         """Return the key in use, and agree with the other gateways on it first where needed."""
         key = self._key
-        if key is not None and self._checked:
+        if key is not None and self._checked and not key.destroyed:
             return key
         with self._lock:
+            if self._key is not None and self._key.destroyed:
+                self._key.close()
+                self._key = None
             if self._key is None or not self._checked:
                 self._checked = True
                 try:

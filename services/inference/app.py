@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -67,6 +68,8 @@ class InferenceApp:
         self._ring = KeyRing(
             KeysServiceSource(self._keys_channels), metrics=LeaseMetrics(ctx.metrics)
         )
+        ctx.revocations.on_destruction(self._ring.recheck)
+        ctx.revocations.on_destruction(self._check_keys)
         self._store = ModelStore(settings.data_dir / "models")
         self._spool = Spool(settings.data_dir / "spool.db")
         SpoolMetrics(ctx.metrics, self._spool)
@@ -171,6 +174,28 @@ class InferenceApp:
                 duration_ms=(time.time_ns() - started) // 1_000_000,
                 **({"reason": entry.reason} if entry.reason else {}),
             )
+
+    def _check_keys(self) -> None:
+        """Keys were destroyed: serve no model any more whose key is among them."""
+
+        def check() -> None:
+            keys = package.RingKeys(self._ring, self._ctx.settings.start_seconds)
+            for entry in self._registry.entries():
+                if entry.destroyed:
+                    continue
+                name, version = entry.name, entry.version
+                look = functools.partial(package.check_key, self._store, keys, name, version)
+                try:
+                    self._patiently(look)
+                except package.KeyDestroyedError as error:
+                    self._registry.close(name, version, str(error))
+                    self._metrics.state(name, version, ready=False)
+                    self._ctx.health.set("models", ready=self._registry.ready)
+                    self._ctx.log.warning("model.key-destroyed", name=name, version=version)
+                except SealwardError as error:
+                    self._ctx.log.error("model.unchecked", name=name, reason=error.reason.name)
+
+        threading.Thread(target=check, name="destroyed-keys", daemon=True).start()
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Run `action` until it does not fail for want of the keys service, or time is over."""

@@ -41,6 +41,10 @@ class PackageError(ValueError):
     """The package is not usable. Its text names the part that is wrong."""
 
 
+class KeyDestroyedError(PackageError):
+    """The key of a package was destroyed on purpose."""
+
+
 class SealingKey(Protocol):
     """A branch key in use (sealward.kit.keysclient.BranchKey)."""
 
@@ -206,6 +210,20 @@ def push(store: ModelStore, keys: SealingKeys, files: dict[str, bytes]) -> Packa
     return package
 
 
+def check_key(store: ModelStore, keys: SealingKeys, name: str, version: str) -> None:
+    """Raise KeyDestroyedError when the key of a package was destroyed, SealwardError."""
+    try:
+        _, wrapped = store.read(name, version)
+    except OSError:
+        return
+    try:
+        keys.open(context_of(name, version), wrapped).close()
+    except SealwardError as error:
+        if error.reason is Reason.KEY_DESTROYED:
+            raise KeyDestroyedError("its key was destroyed: nothing opens it") from None
+        raise
+
+
 def load(store: ModelStore, keys: SealingKeys, name: str, version: str) -> Package:
     """Open a package in memory; the key is forgotten when this returns.
 
@@ -223,6 +241,8 @@ def load(store: ModelStore, keys: SealingKeys, name: str, version: str) -> Packa
         finally:
             key.close()
     except SealwardError as error:
+        if error.reason is Reason.KEY_DESTROYED:
+            raise KeyDestroyedError("its key was destroyed: nothing opens it") from None
         if error.reason is Reason.SEAL_BROKEN:
             raise PackageError("the sealed package does not open: changed or swapped") from None
         raise

@@ -11,7 +11,7 @@ from sealward.kit.reasons import Reason
 from services.inference.answers import Encoder
 from services.inference.engine import Engine, EngineError
 from services.inference.manifest import Manifest
-from services.inference.package import Package, PackageError
+from services.inference.package import KeyDestroyedError, Package, PackageError
 from services.inference.runtime import RuntimeSpec
 from services.inference.tensors import Decoder
 
@@ -44,6 +44,7 @@ class Entry:
     reason: str = ""
     manifest: Manifest | None = None
     model: Model | None = None
+    destroyed: bool = False
 
 
 def open_model(
@@ -88,7 +89,8 @@ class Registry:
                 refuse_undeclared=self._refuse_undeclared,
             )
         except (PackageError, EngineError) as error:
-            entry = Entry(name, version, State.FAILED, str(error), manifest)
+            gone = isinstance(error, KeyDestroyedError)
+            entry = Entry(name, version, State.FAILED, str(error), manifest, destroyed=gone)
         except BaseException:
             self._drop(name, version)
             raise
@@ -111,11 +113,19 @@ class Registry:
                 "no such version of this model" if known else "no such model",
                 field="model_version" if known else "model_name",
             )
+        if entry.destroyed:
+            raise SealwardError(
+                Reason.KEY_DESTROYED, "the key of the model was destroyed", field="model_name"
+            )
         if entry.model is None:
             raise SealwardError(
                 Reason.MODEL_NOT_READY, "the model has not passed its self-test", field="model_name"
             )
         return entry.model
+
+    def close(self, name: str, version: str, reason: str) -> None:
+        """Serve a model no more: its key was destroyed."""
+        self._put(Entry(name, version, State.FAILED, reason, destroyed=True))
 
     def entries(self) -> Sequence[Entry]:
         """Return all entries by name and version, oldest version first."""
@@ -123,8 +133,10 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """True when a model can be asked."""
-        return any(entry.state is State.READY for entry in self._entries.values())
+        """True when a model can be asked, or there is none whose key was not destroyed."""
+        entries = self._entries.values()
+        destroyed = bool(entries) and all(entry.destroyed for entry in entries)
+        return destroyed or any(entry.state is State.READY for entry in entries)
 
     def _put(self, entry: Entry) -> None:
         self._publish({**self._entries, (entry.name, entry.version): entry})

@@ -8,6 +8,7 @@ import time
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.keys.v1.authority_pb2_grpc import add_AuthorityServiceServicer_to_server
 from sealward.api.keys.v1.backup_pb2_grpc import add_BackupServiceServicer_to_server
+from sealward.api.keys.v1.destruction_pb2_grpc import add_DestructionServiceServicer_to_server
 from sealward.api.keys.v1.keys_pb2_grpc import add_KeysServiceServicer_to_server
 from sealward.api.keys.v1.rotation_pb2_grpc import add_RotationServiceServicer_to_server
 from sealward.api.keys.v1.trust_pb2_grpc import add_TrustServiceServicer_to_server
@@ -24,6 +25,7 @@ from sealward.kit.server import GrpcServer
 from sealward.kit.spool import Spool
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
 from sealward.seal.lease import Lease
+from services.keys.auditor import AuditGuard
 from services.keys.authorityservicer import AuthorityServicer
 from services.keys.backup import (
     BackupLog,
@@ -32,6 +34,10 @@ from services.keys.backup import (
     backup_metrics,
     read_recipients,
 )
+from services.keys.destroying import Destroyer, SteadyClock, destruction_metrics
+from services.keys.destructions import FILE as DESTRUCTIONS
+from services.keys.destructions import Destructions
+from services.keys.destructionservicer import DestructionServicer
 from services.keys.enrolment import EnrolmentFolder
 from services.keys.holding import OwnHolder, OwnKeysServicer
 from services.keys.joining import JoinListener, JoinTokens
@@ -65,6 +71,7 @@ class KeysApp:
         register: Register,
         revocations: RevocationList,
         succession: Succession,
+        destroyer: Destroyer,
         joining: JoinListener | None,
     ) -> None:
         self._ctx = ctx
@@ -78,6 +85,7 @@ class KeysApp:
         self._exporter = exporter
         self._own = own
         self._succession = succession
+        self._destroyer = destroyer
         self.address = server.address
 
     def start(self) -> None:
@@ -90,9 +98,11 @@ class KeysApp:
             self._joining.start()
         self._provider.start(self._watch)
         self._succession.start()
+        self._destroyer.start()
 
     def stop(self, grace: float) -> None:
         """Drain and close."""
+        self._destroyer.stop()
         self._succession.stop()
         self._enrolment.stop()
         if self._joining is not None:
@@ -207,7 +217,11 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
     backups = BackupLog(register, maker)
     if maker is not None:
         backup_metrics(ctx.metrics, backups)
-    rotation = RotationServicer(branches, Confirmations(), recorder)
+    destructions = Destructions(settings.data_dir / DESTRUCTIONS, branches)
+    if provider.keystore is not None:
+        destructions.know(provider.keystore.halves.destroyed)
+    confirmations = Confirmations()
+    rotation = RotationServicer(branches, confirmations, recorder, destructions.destroyed)
     own = OwnCertificate(ctx, authority, lives, recorder)
     own.renew()
     succession = Succession(
@@ -222,6 +236,19 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         followed=own.followed,
     )
     channels = Channels(ctx.credentials, settings.audit_address, ctx.server_name("audit"))
+    guard = AuditGuard(channels)
+    destroyer = Destroyer(
+        destructions,
+        branches,
+        provider.keystore,
+        confirmations,
+        guard,
+        recorder,
+        ctx.log,
+        clock=SteadyClock(),
+        changed=revocations.nudge,
+    )
+    destruction_metrics(ctx.metrics, destructions)
     enrolment = EnrolmentFolder(
         settings.enroll_dir,
         settings.trust_domain,
@@ -239,10 +266,22 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         servicers=[
             (
                 add_KeysServiceServicer_to_server,
-                KeysServicer(branches, authority, lease, lives, succession),
+                KeysServicer(branches, authority, lease, lives, succession, destructions.destroyed),
             ),
             (add_WitnessServiceServicer_to_server, WitnessServicer(witness)),
             (add_RotationServiceServicer_to_server, rotation),
+            (
+                add_DestructionServiceServicer_to_server,
+                DestructionServicer(
+                    destructions,
+                    branches,
+                    guard,
+                    register,
+                    revocations,
+                    recorder,
+                    settings.destroy_wait_seconds,
+                ),
+            ),
             (add_BackupServiceServicer_to_server, BackupServicer(maker, backups, recorder)),
             (
                 add_AuthorityServiceServicer_to_server,
@@ -250,7 +289,9 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
             ),
             (
                 add_HolderServiceServicer_to_server,
-                OwnKeysServicer(OwnHolder(witness, revocations), rotation, own.identity),
+                OwnKeysServicer(
+                    OwnHolder(witness, revocations, destructions), rotation, own.identity
+                ),
             ),
             (
                 add_TrustServiceServicer_to_server,
@@ -260,6 +301,7 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
                     tokens,
                     settings.trust_domain,
                     joining.address if joining else "",
+                    lambda: destructions.count,
                 ),
             ),
         ],
@@ -284,6 +326,7 @@ def build(ctx: ServiceContext[KeysSettings]) -> KeysApp:
         register,
         revocations,
         succession,
+        destroyer,
         joining,
     )
 

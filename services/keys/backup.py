@@ -96,6 +96,14 @@ class BackupMaker:
         """How many recovery recipients a backup is sealed to."""
         return len(self._recipients)
 
+    def halves(self) -> tuple[int, int]:
+        """Generations: of the other halves now, and of the last destruction among them."""
+        return self._keystore.halves.generation, self._keystore.halves.destruction
+
+    def make_halves(self) -> tuple[int, bytes]:
+        """Return generation and content of a copy of the other halves, to go with an archive."""
+        return self._keystore.copy_halves()
+
     def make(self) -> tuple[archive.Manifest, bytes]:
         """Return manifest and archive; raise KEYSTORE_UNAVAILABLE."""
         # First: its key may be the first of its purpose, which is a generation of its own.
@@ -161,7 +169,7 @@ class BackupLog:
         """The last drill; empty when there was none."""
         return self._register.note(_DRILL)
 
-    def written(self, manifest: archive.Manifest, sha256: str) -> None:
+    def written(self, manifest: archive.Manifest, sha256: str, halves: int = 0) -> None:
         """Note a backup; raise KEYSTORE_UNAVAILABLE."""
         self._register.put_note(
             _BACKUP,
@@ -170,6 +178,7 @@ class BackupLog:
                 "generation": manifest.generation,
                 "recipients": len(manifest.recipients),
                 "sha256": sha256,
+                "halves": halves,
             },
         )
 
@@ -226,18 +235,20 @@ class BackupServicer(BackupServiceServicer):
         self._recorder = recorder
         self._log = log
         # Archives that were handed out and not yet said to be written, oldest first.
-        self._waiting: dict[str, archive.Manifest] = {}
+        self._waiting: dict[str, tuple[archive.Manifest, int]] = {}
 
     def CreateBackup(
         self, _request: pb.CreateBackupRequest, context: Any
     ) -> pb.CreateBackupResponse:
         """Make an archive."""
-        manifest, data = self._embedded().make()
+        maker = self._embedded()
+        manifest, data = maker.make()
+        generation, halves = maker.make_halves()
         sha256 = hashlib.sha256(data).hexdigest()
         attributes = call_of(context).attributes
         attributes["target"] = f"{manifest.deployment}@{manifest.generation}"
         attributes["count"] = len(manifest.recipients)
-        self._waiting[sha256] = manifest
+        self._waiting[sha256] = manifest, generation
         while len(self._waiting) > _MOST_WAITING:
             self._waiting.pop(next(iter(self._waiting)), None)
         return pb.CreateBackupResponse(
@@ -246,6 +257,8 @@ class BackupServicer(BackupServiceServicer):
             generation=manifest.generation,
             recipients=len(manifest.recipients),
             sha256=sha256,
+            halves=halves,
+            halves_generation=generation,
         )
 
     def ConfirmBackup(
@@ -253,11 +266,12 @@ class BackupServicer(BackupServiceServicer):
     ) -> pb.ConfirmBackupResponse:
         """Note that an archive is on a disk."""
         self._embedded()
-        manifest = self._waiting.get(request.sha256)
-        if manifest is None:
+        waiting = self._waiting.get(request.sha256)
+        if waiting is None:
             raise SealwardError(Reason.NOT_FOUND, "no such backup was made lately", field="sha256")
+        manifest, halves = waiting
         call_of(context).attributes["target"] = f"{manifest.deployment}@{manifest.generation}"
-        self._log.written(manifest, request.sha256)
+        self._log.written(manifest, request.sha256, halves)
         self._waiting.pop(request.sha256, None)
         return pb.ConfirmBackupResponse()
 
@@ -287,6 +301,8 @@ class BackupServicer(BackupServiceServicer):
         """Tell of the last backup and the last drill."""
         maker = self._embedded()
         backup, drill = self._log.backup(), self._log.drill()
+        halves, destruction = maker.halves()
+        copied = int(backup.get("halves", 0))
         return pb.GetBackupStateResponse(
             generation=maker.generation,
             recipients=maker.recipients,
@@ -294,6 +310,9 @@ class BackupServicer(BackupServiceServicer):
             backup_generation=int(backup.get("generation", 0)),
             drill_made_at=int(drill.get("made_at", 0)),
             drill_passed=bool(drill.get("passed", False)),
+            halves_generation=halves,
+            backup_halves_generation=copied,
+            halves_copy_opens_destroyed=0 < copied < destruction,
         )
 
     def _embedded(self) -> BackupMaker:

@@ -1,4 +1,4 @@
-"""Wrapped keys that this service keeps itself: of its witness and of the list of revocations."""
+"""Wrapped keys that this service keeps itself: of its witness, of revocations and destructions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ class Rewraps(Protocol):
 
 
 class OwnHolder:
-    """Holder (sealward.kit.holding) of both keys. Their owners ask the provider themselves."""
+    """Holder (sealward.kit.holding) of these keys. Their owners ask the provider themselves."""
 
-    def __init__(self, witness: Rewraps, revocations: Rewraps) -> None:
-        self._owners = {WITNESS: witness, REVOCATIONS.purpose: revocations}
+    def __init__(self, witness: Rewraps, revocations: Rewraps, *others: Rewraps) -> None:
+        """`others` have keys of the purpose that the list of revocations has."""
+        trust = REVOCATIONS.purpose
+        self._owners = {WITNESS: witness, trust: revocations}
+        self._owners |= {f"{trust}/{number}": other for number, other in enumerate(others, 2)}
 
     def places(self, tenant: str, purpose: str) -> Sequence[str]:
         """See Holder. A place has the name of the purpose: each owner has one key."""
-        return (purpose,) if tenant == TENANT and purpose in self._owners else ()
+        if tenant != TENANT:
+            return ()
+        return [place for place in self._owners if place.partition("/")[0] == purpose]
 
     def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:  # noqa: ARG002
         """See Holder."""

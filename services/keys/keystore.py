@@ -9,6 +9,10 @@ exchanged key is a broken seal, never a key that is quietly made anew. Both file
 one rename; later writes replace `keystore.sealed` whole. What is damaged stops the start: nothing
 is repaired or made anew over it.
 
+Of each key-encryption key only one half is in the sealed file; the other one is in `halves.sealed`
+beside the folder (`halves.py`), which no backup has. Keys from before that are whole, until they
+are rotated.
+
 Each write of the sealed file is a generation. The newest one that this folder has had stands beside
 it, in `keystore.generation`: an older file put back by hand, which lacks keys that are in use (or
 has some that were destroyed), and a folder that is gone, stop the start too.
@@ -37,6 +41,14 @@ from sealward.seal.errors import SealBrokenError, UnlockError
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
 from sealward.seal.secret import Secret
 from services.keys.files import LARGEST_BYTES, read_private, sync_folder, write_durable
+from services.keys.halves import (
+    FILE,
+    Halves,
+    combine,
+    open_halves,
+    seal_halves,
+    write_halves,
+)
 
 SCHEMA = "sealward/keystore/v1"
 ROOT_FILE = "root.age"
@@ -83,11 +95,15 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class Kek:
-    """A version of a key-encryption key. `made`: seconds since the epoch, 0 = not known."""
+    """A version of a key-encryption key. `made`: seconds since the epoch, 0 = not known.
+
+    `split`: `key` is one half of it, as the sealed file has it.
+    """
 
     version: int
     made: int
     key: Secret
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +111,8 @@ class Content:
     """What the keystore holds. `keks`: versions, lowest first, by `tenant/purpose`.
 
     All `authorities` are trusted, oldest first; the one at the place `issuing` signs. `generation`
-    grows by one with each change; 0 = written before generations were counted.
+    grows by one with each change; 0 = written before generations were counted. `halves`: generation
+    of the other halves when this was written, 0 = there were none.
     """
 
     deployment: str
@@ -104,6 +121,7 @@ class Content:
     keks: dict[str, tuple[Kek, ...]] = field(default_factory=dict)
     issuing: int = 0
     generation: int = 1
+    halves: int = 0
 
 
 class Keystore:
@@ -116,14 +134,23 @@ class Keystore:
         content: Content,
         lock: int,
         root_file: str = ROOT_FILE,
+        halves: Halves | None = None,
     ) -> None:
         self._folder = folder
         self._files = (root_file, SEALED_FILE)
         self._root = Secret(root)
         self._sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
         self._content = content
+        self._halves = halves or Halves(content.deployment)
+        self._whole: dict[str, tuple[Kek, ...]] = {}
         self._flock = lock
         self._lock = threading.Lock()
+        self._combine()
+
+    @property
+    def halves(self) -> Halves:
+        """The other halves, and what was destroyed."""
+        return self._halves
 
     @property
     def content(self) -> Content:
@@ -135,8 +162,8 @@ class Keystore:
         return sorted((tenant, purpose) for tenant, purpose in map(_split, self._content.keks))
 
     def keks(self, tenant: str, purpose: str) -> tuple[Kek, ...]:
-        """Versions of a key-encryption key, lowest first; empty when there is none."""
-        return self._content.keks.get(f"{tenant}/{purpose}", ())
+        """Versions of a key-encryption key, whole, lowest first; empty when there is none."""
+        return self._whole.get(f"{tenant}/{purpose}", ())
 
     def ensure_kek(self, tenant: str, purpose: str) -> tuple[Kek, ...]:
         """As `keks`, after making the first one; raise KEYSTORE_UNAVAILABLE.
@@ -149,7 +176,8 @@ class Keystore:
                 return existing
             if len(self._content.keks) >= MAX_KEKS:
                 raise SealwardError(Reason.KEYSTORE_UNAVAILABLE, "the keystore is full")
-            return self._put_keks(tenant, purpose, (_new_kek(1),))
+            self._add(tenant, purpose, (), self._halves.of(f"{tenant}/{purpose}").lowest)
+            return self.keks(tenant, purpose)
 
     def add_kek(self, tenant: str, purpose: str) -> Kek | None:
         """Make the next version of a key; None when there is no such key.
@@ -157,20 +185,34 @@ class Keystore:
         Raises KEYSTORE_UNAVAILABLE. The version is on the disk before it is used.
         """
         with self._lock:
-            existing = self.keks(tenant, purpose)
+            existing = self._content.keks.get(f"{tenant}/{purpose}", ())
             if not existing:
                 return None
-            made = _new_kek(existing[-1].version + 1)
-            self._put_keks(tenant, purpose, (*existing, made))
-            return made
+            self._add(tenant, purpose, existing, existing[-1].version + 1)
+            return self.keks(tenant, purpose)[-1]
 
     def drop_keks(self, tenant: str, purpose: str, below: int) -> None:
-        """Destroy the versions before `below`, but never the newest; raise KEYSTORE_UNAVAILABLE."""
+        """Destroy the versions before `below`, but never the newest; raise KEYSTORE_UNAVAILABLE.
+
+        Their other halves go first: from then on they are in no backup either.
+        """
+        name = f"{tenant}/{purpose}"
         with self._lock:
-            existing = self.keks(tenant, purpose)
+            existing = self._content.keks.get(name, ())
             kept = tuple(kek for kek in existing if kek.version >= below) or existing[-1:]
             if kept != existing:
+                self._put_halves(self._halves.without(name, kept[0].version))
                 self._put_keks(tenant, purpose, kept)
+
+    def note_destroyed(self, tenant: str, purpose: str, through: int) -> None:
+        """Keep that a key was destroyed on purpose, with the halves; raise KEYSTORE_UNAVAILABLE.
+
+        The halves of these versions go, so this is the destruction itself.
+        """
+        name = f"{tenant}/{purpose}"
+        with self._lock:
+            if self._halves.destroyed.get(name, 0) < through:
+                self._put_halves(self._halves.after_destruction(name, through))
 
     def put_authorities(self, authorities: tuple[Authority, ...], issuing: int) -> None:
         """Replace the authorities; raise KEYSTORE_UNAVAILABLE."""
@@ -191,13 +233,74 @@ class Keystore:
                 ) from None
             return self._content, files, self._root
 
-    def _put_keks(self, tenant: str, purpose: str, keks: tuple[Kek, ...]) -> tuple[Kek, ...]:
+    def copy_halves(self) -> tuple[int, bytes]:
+        """Return the generation of the other halves and their file; raise KEYSTORE_UNAVAILABLE.
+
+        To be called after `copy`: halves may be newer than the keystore, not older.
+        """
+        with self._lock:
+            return self._halves.generation, seal_halves(self._root, self._halves)
+
+    def finish(self) -> bool:
+        """Drop the versions that were destroyed, as after a crash or a restore.
+
+        Returns whether there were any; raises KEYSTORE_UNAVAILABLE.
+        """
+        with self._lock:
+            kept = {}
+            for name, keks in self._content.keks.items():
+                lowest = self._halves.of(name).lowest
+                left = tuple(kek for kek in keks if kek.version >= lowest)
+                if left:
+                    kept[name] = left
+            if kept == self._content.keks:
+                return False
+            self._put(replace(self._content, keks=kept))
+            return True
+
+    def _add(self, tenant: str, purpose: str, existing: tuple[Kek, ...], version: int) -> None:
+        """Make a version; its other half is on the disk first."""
+        name = f"{tenant}/{purpose}"
+        self._put_halves(
+            self._halves.with_half(name, version, Secret(secrets.token_bytes(KEY_BYTES)))
+        )
+        self._put_keks(tenant, purpose, (*existing, _new_kek(version)))
+
+    def _put_halves(self, halves: Halves) -> None:
+        """Replace the other halves, on the disk first. To be called under the lock."""
+        try:
+            write_halves(self._folder.parent / FILE, seal_halves(self._root, halves))
+        except OSError:
+            raise SealwardError(
+                Reason.KEYSTORE_UNAVAILABLE, "the keystore cannot be written", retry_after=1.0
+            ) from None
+        self._halves = halves
+        self._combine()
+
+    def _combine(self) -> None:
+        """Make the keys whole again; a half whose other half was destroyed is left out."""
+        whole = {}
+        for name, keks in self._content.keks.items():
+            halves = self._halves.of(name).halves
+            whole[name] = tuple(
+                replace(kek, key=Secret(combine(kek.key.reveal(), halves[kek.version].reveal())))
+                if kek.split
+                else kek
+                for kek in keks
+                if not kek.split or kek.version in halves
+            )
+        self._whole = whole
+
+    def _put_keks(self, tenant: str, purpose: str, keks: tuple[Kek, ...]) -> None:
         self._put(replace(self._content, keks={**self._content.keks, f"{tenant}/{purpose}": keks}))
-        return keks
 
     def _put(self, content: Content) -> None:
         """Replace the content, on the disk first. To be called under the lock."""
-        content = replace(content, generation=self._content.generation + 1)
+        content = replace(
+            content,
+            generation=self._content.generation + 1,
+            halves=max(content.halves, self._halves.generation),
+        )
         sealed = _seal(self._sealer, content)
         if len(sealed) > LARGEST_BYTES:
             # It would be refused at the next start.
@@ -205,6 +308,7 @@ class Keystore:
         try:
             write_durable(self._folder / SEALED_FILE, sealed)
             self._content = content
+            self._combine()
             # After the file: killed in between, the file is newer than what is known of it.
             write_generation(self._folder.parent, content.generation)
         except OSError:
@@ -253,10 +357,54 @@ def open_or_create(
             write_generation(data_dir, content.generation)
         except OSError:
             raise StartupError(f"{data_dir / GENERATION_FILE} cannot be written") from None
+        halves = read_halves(data_dir, Secret(root), content)
+        keystore = Keystore(folder, root, content, lock, secret.file_name, halves)
+        try:
+            keystore.finish()
+        except SealwardError as error:
+            raise StartupError(error.message) from None
     except BaseException:
         os.close(lock)
         raise
-    return Keystore(folder, root, content, lock, secret.file_name), created
+    return keystore, created
+
+
+def read_halves(data_dir: Path, root: Secret, content: Content) -> Halves:
+    """Read the other halves of a keystore's keys; raise StartupError where they are not its own."""
+    path = data_dir / FILE
+    try:
+        halves = open_halves(root, content.deployment, read_private(path))
+    except FileNotFoundError:
+        if content.halves:
+            raise StartupError(
+                f"{path} is gone: the other halves of the keys; {RESTORE} --halves FILE"
+            ) from None
+        return Halves(content.deployment)
+    except (SealBrokenError, ValueError, KeyError, TypeError):
+        raise StartupError(
+            f"{path} is damaged, or does not belong to this keystore; {RESTORE} --halves FILE"
+        ) from None
+    if halves.generation < content.halves:
+        raise StartupError(
+            f"{path} is an older one (generation {halves.generation}, the keystore is of"
+            f" {content.halves}): put the newest back"
+        )
+    missing = lacking(content, halves)
+    if missing:
+        raise StartupError(f"{path} lacks {', '.join(missing[:5])}; {RESTORE} --force")
+    return halves
+
+
+def lacking(content: Content, halves: Halves) -> list[str]:
+    """Name the versions of a keystore whose other half is neither there nor destroyed."""
+    return [
+        f"{name}@{kek.version}"
+        for name, keks in sorted(content.keks.items())
+        for kek in keks
+        if kek.split
+        and kek.version >= halves.of(name).lowest
+        and kek.version not in halves.of(name).halves
+    ]
 
 
 def lock_keystore(data_dir: Path) -> int:
@@ -403,7 +551,8 @@ def _context(deployment: str) -> EncryptionContext:
 
 def _seal(sealer: ObjectSealer, content: Content) -> bytes:
     document = {
-        "version": 2,
+        # Older programs would take a half for a key: they do not read version 3.
+        "version": 3,
         "deployment": content.deployment,
         "trust_domain": content.trust_domain,
         "authorities": [
@@ -412,9 +561,15 @@ def _seal(sealer: ObjectSealer, content: Content) -> bytes:
         ],
         "issuing": content.issuing,
         "generation": content.generation,
+        "halves": content.halves,
         "keks": {
             name: [
-                {"version": k.version, "made": k.made, "key": _text(k.key.reveal())} for k in keks
+                {
+                    "version": k.version,
+                    "made": k.made,
+                    "half" if k.split else "key": _text(k.key.reveal()),
+                }
+                for k in keks
             ]
             for name, keks in content.keks.items()
         },
@@ -423,9 +578,9 @@ def _seal(sealer: ObjectSealer, content: Content) -> bytes:
 
 
 def _parse(document: dict[str, Any]) -> Content:
-    if document["version"] not in (1, 2):
+    if document["version"] not in (1, 2, 3):
         raise ValueError("another version")
-    read_keks = _read_keks if document["version"] == 2 else _read_first_keks
+    read_keks = _read_first_keks if document["version"] == 1 else _read_keks
     content = Content(
         deployment=str(document["deployment"]),
         trust_domain=str(document["trust_domain"]),
@@ -436,6 +591,7 @@ def _parse(document: dict[str, Any]) -> Content:
         keks={name: read_keks(keks) for name, keks in document["keks"].items()},
         issuing=int(document.get("issuing", len(document["authorities"]) - 1)),
         generation=int(document.get("generation", 0)),
+        halves=int(document.get("halves", 0)),
     )
     if not 0 <= content.issuing < len(content.authorities) or not all(
         map(_is_whole, content.keks.values())
@@ -445,7 +601,15 @@ def _parse(document: dict[str, Any]) -> Content:
 
 
 def _read_keks(keks: list[dict[str, Any]]) -> tuple[Kek, ...]:
-    return tuple(Kek(int(k["version"]), int(k["made"]), Secret(_bytes(k["key"]))) for k in keks)
+    return tuple(
+        Kek(
+            int(k["version"]),
+            int(k["made"]),
+            Secret(_bytes(k["half"] if "half" in k else k["key"])),
+            "half" in k,
+        )
+        for k in keks
+    )
 
 
 def _read_first_keks(keks: list[str]) -> tuple[Kek, ...]:
@@ -464,7 +628,7 @@ def _is_whole(keks: tuple[Kek, ...]) -> bool:
 
 
 def _new_kek(version: int) -> Kek:
-    return Kek(version, int(time.time()), Secret(secrets.token_bytes(KEY_BYTES)))
+    return Kek(version, int(time.time()), Secret(secrets.token_bytes(KEY_BYTES)), split=True)
 
 
 def _split(name: str) -> tuple[str, str]:

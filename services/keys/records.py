@@ -28,6 +28,7 @@ _AUTHORITY = "/sealward.api.keys.v1.AuthorityService"
 _ROTATION = "/sealward.api.keys.v1.RotationService"
 _TRUST = "/sealward.api.keys.v1.TrustService"
 _BACKUP = "/sealward.api.keys.v1.BackupService"
+_DESTRUCTION = "/sealward.api.keys.v1.DestructionService"
 EVENTS: Mapping[str, str] = MappingProxyType(
     {
         f"{_SERVICE}/CreateBranchKey": "keys.branch-create",
@@ -44,10 +45,18 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         f"{_TRUST}/CreateJoinToken": "keys.join-token",
         f"{_BACKUP}/CreateBackup": "keys.backup",
         f"{_BACKUP}/RecordDrill": "keys.drill",
+        f"{_DESTRUCTION}/RequestDestruction": "keys.destroy-request",
+        f"{_DESTRUCTION}/ApproveDestruction": "keys.destroy-approve",
+        f"{_DESTRUCTION}/CancelDestruction": "keys.destroy-cancel",
     }
 )
 # Recorded by their servicer before they take effect; here only when they fail.
-_BEFORE = frozenset({"keys.retire", "keys.drill"})
+_BEFORE = frozenset(
+    {
+        "keys.retire", "keys.drill", "keys.destroy-request", "keys.destroy-approve",
+        "keys.destroy-cancel",
+    }
+)  # fmt: skip
 _DENIED = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 
 

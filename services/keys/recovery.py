@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb.add_argument("--from", dest="file", type=Path, required=True)
         verb.add_argument("--recovery-identity", type=Path)
         verb.add_argument("--force", action="store_true")
+        verb.add_argument("--halves", type=Path, help="copy of the other halves of the keys")
     change = verbs.add_parser("unlock-with")
     change.add_argument("--old", type=Path, help="unlock file; none = the token of the settings")
     change.add_argument("--new", type=Path, help="unlock file; none = the token of the settings")
@@ -64,8 +65,12 @@ def _restore(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dic
     unlock = _unlock(settings)
     opened = restoring.open_backup(arguments.file, unlock, _recovery(arguments))
     started = time.time_ns()
+    copy = arguments.halves or restoring.halves_beside(arguments.file, opened.content.deployment)
+    if arguments.halves is not None:
+        # Named, so it has to be there and to open.
+        restoring.read_other_halves(opened, copy)
     done = restoring.restore(
-        opened, settings.data_dir, unlock, force=arguments.force, now=time.time()
+        opened, settings.data_dir, unlock, force=arguments.force, now=time.time(), copies=[copy]
     )
     target = f"{done.deployment}@{done.generation}"
     _record(settings, "keys.restore", started, target, len(done.lost))
@@ -77,6 +82,7 @@ def _restore(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dic
         "will_not_open": list(done.lost),
         "revocations": done.revocations,
         "new_witness": done.new_witness,
+        "destroyed": list(done.destroyed),
     }, 0
 
 
@@ -122,7 +128,9 @@ def _drill(arguments: argparse.Namespace, settings: KeysSettings) -> tuple[dict[
     try:
         found, sha256 = restoring.read_backup(arguments.file)
         manifest = found.manifest
-        opened, seconds = restoring.drill(arguments.file, _unlock(settings), _recovery(arguments))
+        opened, seconds = restoring.drill(
+            arguments.file, _unlock(settings), _recovery(arguments), arguments.halves
+        )
     except RestoreError as error:
         failed: dict[str, Any] = {"passed": False, "error": str(error), "sha256": sha256}
         if manifest is not None:

@@ -14,9 +14,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sealward.kit.enroll import private_folder
@@ -36,7 +36,11 @@ from services.keys.archive import (
     unpack,
 )
 from services.keys.backup import MANIFEST_SCHEMA, canary_context, manifest_context
-from services.keys.files import sync_folder, write_durable
+from services.keys.destructions import FILE as DESTRUCTIONS
+from services.keys.destructions import read_destructions
+from services.keys.files import FileProblemError, read_checked, sync_folder, write_durable
+from services.keys.halves import FILE as HALVES_FILE
+from services.keys.halves import Halves, open_halves, seal_halves, write_halves
 from services.keys.keystore import (
     BUSY,
     FOLDER,
@@ -45,6 +49,7 @@ from services.keys.keystore import (
     Keystore,
     Unlock,
     format_head,
+    lacking,
     lock_keystore,
     open_content,
     open_folder,
@@ -77,7 +82,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore did. `aside`: where what was there is now; `lost`: see `restore`."""
+    """What a restore did. `aside`: where what was there is now; `lost`: see `restore`.
+
+    `destroyed`: keys of the backup that were destroyed since, and are not brought back.
+    """
 
     deployment: str
     generation: int
@@ -86,6 +94,7 @@ class Restored:
     lost: tuple[str, ...]
     revocations: str
     new_witness: bool
+    destroyed: tuple[str, ...] = ()
 
 
 def read_backup(path: Path) -> tuple[Archive, str]:
@@ -161,6 +170,26 @@ def open_canary(opened: Opened, keystore: Keystore) -> None:
         raise RestoreError("an object opens under another context than it was sealed for")
 
 
+def read_other_halves(opened: Opened, path: Path) -> Halves:
+    """Read a copy of the other halves of a backup's keys; raise RestoreError."""
+    try:
+        data = read_checked(path, frozenset({os.geteuid()}))
+        return open_halves(opened.root, opened.content.deployment, data)
+    except FileNotFoundError:
+        raise RestoreError(f"{path} is not there") from None
+    except FileProblemError as error:
+        raise RestoreError(f"{path} {error}") from None
+    except (SealBrokenError, ValueError, KeyError, TypeError):
+        raise RestoreError(
+            f"{path} does not open with this backup: it is damaged, or another deployment's"
+        ) from None
+
+
+def halves_beside(path: Path, deployment: str) -> Path:
+    """Where the copy of the other halves lies that came with a backup."""
+    return path.parent / f"sealward-{deployment}.halves"
+
+
 def restore(
     opened: Opened,
     data_dir: Path,
@@ -168,12 +197,15 @@ def restore(
     *,
     force: bool,
     now: float,
+    copies: Sequence[Path] = (),
 ) -> Restored:
     """Put a verified backup into a data folder; what is there is kept aside.
 
     The root key is sealed to the unlock secret anew. A folder that has had a later generation, or
     is another deployment's, is left alone unless `force`; `lost` names the keys that it has and the
-    backup lacks. Raises RestoreError, StartupError when the keystore is in use.
+    backup lacks. The other halves of the keys are the newest of what the folder has and of `copies`
+    that are there: a key that was destroyed since the backup is not brought back by it. Raises
+    RestoreError, StartupError when the keystore is in use.
     """
     private_folder(data_dir)
     if (data_dir / "provider.json").exists():
@@ -182,14 +214,21 @@ def restore(
     try:
         secret = unlock()
         lost = _compare(opened, data_dir, secret, force=force)
+        halves, without = _halves(opened, data_dir, copies, force=force)
+        lost = tuple(dict.fromkeys([*lost, *without]))
         # Read back from the disk, and tried, before it takes anything's place.
         _write_new(opened, data_dir / _NEW, secret)
-        keystore = Keystore(data_dir / _NEW, *open_folder(data_dir / _NEW, secret), lock)
+        root, content = open_folder(data_dir / _NEW, secret)
+        keystore = Keystore(data_dir / _NEW, root, content, lock, secret.file_name, halves)
         open_canary(opened, keystore)
         stamp = dt.datetime.fromtimestamp(now, dt.UTC).strftime("%Y%m%dT%H%M%SZ")
         aside = _swap(data_dir, opened.content.generation, stamp)
         write_generation(data_dir, opened.content.generation)
+        if halves.generation:
+            _keep_others(opened, data_dir / HALVES_FILE, stamp)
+            write_halves(data_dir / HALVES_FILE, seal_halves(opened.root, halves))
         revocations = _restore_revocations(opened, data_dir, keystore, stamp)
+        _keep_destructions(data_dir, keystore, stamp)
         new_witness = begin_anew(data_dir)
     except OSError as error:
         raise RestoreError(f"{data_dir} cannot be written: {error.strerror}") from None
@@ -204,6 +243,12 @@ def restore(
         lost,
         revocations,
         new_witness,
+        tuple(
+            f"{name}@{kek.version}"
+            for name, keks in sorted(opened.content.keks.items())
+            for kek in keks
+            if kek.version <= halves.destroyed.get(name, 0)
+        ),
     )
 
 
@@ -235,9 +280,14 @@ def change_unlock(data_dir: Path, old: Unlock, new: Unlock) -> Content:
 
 
 def drill(
-    path: Path, unlock: Callable[[], Unlock], recovery: UnlockSecret | None
+    path: Path,
+    unlock: Callable[[], Unlock],
+    recovery: UnlockSecret | None,
+    copy: Path | None = None,
 ) -> tuple[Opened, float]:
     """Restore a backup into an empty temporary folder and open its canary.
+
+    `copy`: of the other halves; None = the one beside the backup.
 
     Returns the backup and how long it took, seconds; raises RestoreError. Nothing is left behind.
     """
@@ -247,7 +297,15 @@ def drill(
         opened = open_backup(path, unlock, recovery)
         # As on a machine that has nothing: the root key is sealed to a secret of this moment.
         throwaway = UnlockSecret(new_identity())
-        restore(opened, folder / "keys", lambda: throwaway, force=False, now=time.time())
+        halves = halves_beside(path, opened.content.deployment)
+        restore(
+            opened,
+            folder / "keys",
+            lambda: throwaway,
+            force=False,
+            now=time.time(),
+            copies=[halves if copy is None else copy],
+        )
         root, content = open_folder(folder / "keys" / FOLDER, throwaway)
         if root != opened.root.reveal() or content != opened.content:
             raise RestoreError("what was restored is not what was backed up")
@@ -280,6 +338,47 @@ def _compare(opened: Opened, data_dir: Path, secret: Unlock, *, force: bool) -> 
             f"sealed under these would not open: {', '.join(lost) or 'nothing that is known'}"
         )
     return lost
+
+
+def _halves(
+    opened: Opened, data_dir: Path, copies: Sequence[Path], *, force: bool
+) -> tuple[Halves, list[str]]:
+    """Return the newest other halves, and the keys that have none; raise RestoreError."""
+    content = opened.content
+    found = [Halves(content.deployment)]
+    for path in (data_dir / HALVES_FILE, *copies):
+        if not path.exists():
+            continue
+        try:
+            found.append(read_other_halves(opened, path))
+        except RestoreError:
+            # What is in the folder may be damaged, or another deployment's: that is why somebody
+            # restores. A copy that was named is meant.
+            if path != data_dir / HALVES_FILE:
+                raise
+    newest = max(found, key=lambda halves: halves.generation)
+    missing = lacking(content, newest)
+    if not missing:
+        return newest, []
+    if not force:
+        where = ", ".join(map(str, copies)) or "no copy was named"
+        raise RestoreError(
+            f"{data_dir} is left as it is: the other halves of {', '.join(missing[:5])} are not"
+            f" here ({where}). --halves FILE names a copy; restored all the same (--force), what is"
+            " sealed under these would not open"
+        )
+    for name in {name.rpartition("@")[0] for name in missing}:
+        newest = newest.without(name, content.keks[name][-1].version + 1)
+    return replace(newest, generation=max(newest.generation, content.halves)), missing
+
+
+def _keep_others(opened: Opened, path: Path, stamp: str) -> None:
+    """Put other halves aside that are not this backup's: they are all that another keystore has."""
+    if path.exists():
+        try:
+            read_other_halves(opened, path)
+        except RestoreError:
+            _rename_aside(path, stamp)
 
 
 def _lost(backup: Content, there: Content | None, newest: int) -> tuple[str, ...]:
@@ -323,6 +422,15 @@ def _rename_aside(path: Path, stamp: str) -> Path:
         to = to.with_name(f"{to.name}-")
     path.rename(to)
     return to
+
+
+def _keep_destructions(data_dir: Path, keystore: Keystore, stamp: str) -> None:
+    """Put a list of destructions aside that does not open: the halves know what is destroyed."""
+    path = data_dir / DESTRUCTIONS
+    try:
+        read_destructions(path, EmbeddedBranchKeys(keystore))
+    except StartupError:
+        _rename_aside(path, stamp)
 
 
 def _restore_revocations(opened: Opened, data_dir: Path, keystore: Keystore, stamp: str) -> str:

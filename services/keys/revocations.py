@@ -82,6 +82,7 @@ class RevocationList:
         self._entries: dict[str, Revoked] = {}
         self._banned: frozenset[str] = frozenset()
         self._closed = False
+        self._nudges = 0
 
     def load(self) -> None:
         """Read the list; raise StartupError when it does not open, SealwardError to try again."""
@@ -164,17 +165,23 @@ class RevocationList:
 
         In between, every few seconds, the version with None: it is still the same.
         """
-        seen = -1
+        seen, nudges = -1, self._nudges
         while active():
             with self._changed:
-                if self._version == seen and not self._closed:
+                if self._version == seen and nudges == self._nudges and not self._closed:
                     self._changed.wait(_SIGN_OF_LIFE_SECONDS)
                 if self._closed:
                     return
-                version = self._version
+                version, nudges = self._version, self._nudges
                 serials = None if version == seen else self._pushed()
             yield version, serials
             seen = version
+
+    def nudge(self) -> None:
+        """Have something sent at once to everybody who follows: there is other news."""
+        with self._changed:
+            self._nudges += 1
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End everybody's following."""

@@ -7,6 +7,7 @@ once more, which costs little, and a confirmation can never outlive the keystore
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from sealward.api.keys.v1 import rotation_pb2 as pb
@@ -47,11 +48,17 @@ class RotationServicer(RotationServiceServicer):
     """The RPCs. Access by identity is checked before; who has which purpose, here."""
 
     def __init__(
-        self, branches: BranchKeys, confirmations: Confirmations, recorder: Recorder
+        self,
+        branches: BranchKeys,
+        confirmations: Confirmations,
+        recorder: Recorder,
+        destroyed: Callable[[str, str], int] = lambda _tenant, _purpose: 0,
     ) -> None:
+        """`destroyed`: the newest version of a key that was destroyed on purpose."""
         self._branches = branches
         self._confirmed = confirmations
         self._recorder = recorder
+        self._destroyed = destroyed
 
     def ListKeys(self, _request: pb.ListKeysRequest, context: Any) -> pb.ListKeysResponse:
         """Every key-encryption key, or those of the caller's purposes."""
@@ -96,9 +103,10 @@ class RotationServicer(RotationServiceServicer):
         grants.check_purpose(peer_of(context).identity, request.purpose)
         answers = []
         moved = 0
+        through = self._destroyed(request.tenant, request.purpose)
         for (_, old), new in zip(items, self._branches.rewrap(items), strict=True):
             if new is None:
-                answers.append(pb.RewrappedKey())
+                answers.append(pb.RewrappedKey(destroyed=self._is_destroyed(old, through)))
                 continue
             moved += new != old
             answers.append(
@@ -108,6 +116,12 @@ class RotationServicer(RotationServiceServicer):
             )
         call_of(context).attributes["count"] = moved
         return pb.RewrapKeysResponse(keys=answers)
+
+    def _is_destroyed(self, wrapped: bytes, through: int) -> bool:
+        try:
+            return self._branches.version_of(wrapped) <= through
+        except SealwardError:
+            return False
 
     def ConfirmRewrap(
         self, request: pb.ConfirmRewrapRequest, context: Any

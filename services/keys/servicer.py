@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sealward.api.keys.v1 import keys_pb2
@@ -33,7 +34,9 @@ class KeysServicer(KeysServiceServicer):
         lease: Lease,
         lives: Lives,
         succession: Succession,
+        destroyed: Callable[[str, str], int] = lambda _tenant, _purpose: 0,
     ) -> None:
+        """`destroyed`: the newest version of a key that was destroyed on purpose."""
         self._branches = branches
         self._authority = authority
         self._lease = keys_pb2.Lease(
@@ -44,6 +47,7 @@ class KeysServicer(KeysServiceServicer):
         )
         self._lives = lives
         self._succession = succession
+        self._destroyed = destroyed
 
     def CreateBranchKey(
         self, request: keys_pb2.CreateBranchKeyRequest, context: Any
@@ -63,6 +67,11 @@ class KeysServicer(KeysServiceServicer):
                 Reason.FIELD_INVALID,
                 f"wrapped must have 1 to {_LARGEST_WRAPPED} bytes",
                 field="wrapped",
+            )
+        through = self._destroyed(about.tenant, about.purpose)
+        if through and self._branches.version_of(request.wrapped) <= through:
+            raise SealwardError(
+                Reason.KEY_DESTROYED, "the key was destroyed: nothing opens what it sealed"
             )
         key = self._branches.open(about, request.wrapped)
         return keys_pb2.OpenBranchKeyResponse(key=key, lease=self._lease)

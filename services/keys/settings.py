@@ -20,6 +20,7 @@ from services.keys.providers.vault.config import (
 )
 from services.keys.providers.vault.names import DEFAULT_PREFIX, PREFIX, Names
 
+_SHORTEST_WAIT = 86_400
 _FILES = (
     "unlock_file", "pkcs11_module", "pkcs11_pin_file", "recovery_recipients_file",
     "vault_cacert", "vault_role_id_file", "vault_secret_id_file", "vault_wrapped_secret_id_file",
@@ -63,6 +64,8 @@ class KeysSettings(ServiceSettings):
     """Life of a user's or workload's certificate."""
     ca_settle_seconds: int = Field(default=30, ge=0, le=86_400)
     """With `certs rotate --ca --now`: how long each step waits for callers of other machines."""
+    destroy_wait_seconds: int = Field(default=7 * 86_400, ge=0, le=90 * 86_400)
+    """How long a destruction of a key waits after its approval. Below a day in development only."""
     lease_soft_seconds: int = Field(default=300, ge=1, le=86_400)
     """A holder of a branch key asks again after this time."""
     lease_hard_seconds: int = Field(default=900, ge=1, le=86_400)
@@ -115,6 +118,15 @@ class KeysSettings(ServiceSettings):
     def _empty_is_none(cls, value: Any) -> Any:
         # The empty path would be the working folder.
         return value or None
+
+    @model_validator(mode="after")
+    def _time_to_think(self) -> Self:
+        if self.destroy_wait_seconds < _SHORTEST_WAIT and not self.development:
+            raise ValueError(
+                f"SEALWARD_KEYS_DESTROY_WAIT_SECONDS is {_SHORTEST_WAIT} at least (less with"
+                " SEALWARD_KEYS_DEVELOPMENT=true)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_provider(self) -> Self:

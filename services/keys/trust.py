@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -45,11 +45,14 @@ class TrustServicer(TrustServiceServicer):
         tokens: JoinTokens,
         trust_domain: str,
         join_address: str,
+        destructions: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`destructions`: how often keys were destroyed so far."""
         self._register = register
         self._tokens = tokens
         self._join_address = join_address
         self._revocations = revocations
+        self._destructions = destructions
         self._trust_domain = trust_domain
 
     def WatchRevocations(
@@ -58,7 +61,10 @@ class TrustServicer(TrustServiceServicer):
         """Send the list and its changes until the caller goes."""
         for version, serials in self._revocations.follow(context.is_active):
             yield trust_pb2.WatchRevocationsResponse(
-                version=version, complete=serials is not None, serials=serials or ()
+                version=version,
+                complete=serials is not None,
+                serials=serials or (),
+                destructions=self._destructions(),
             )
 
     def Revoke(self, request: trust_pb2.RevokeRequest, context: Any) -> trust_pb2.RevokeResponse:

@@ -52,6 +52,7 @@ FIRING: dict[str, dict[str, str]] = {
     "KeysBackupOld": {"sealward_keys_backup_age_seconds": "Inf " * 110},
     "KeysBackupBehind": {"sealward_keys_backup_behind": "2x120"},
     "KeysDrillOld": {"sealward_keys_drill_age_seconds": "3100000x120"},
+    "DestructionBlocked": {"sealward_keys_destructions_blocked": "1x120"},
     "RevocationsOld": {"sealward_revocations_age_seconds": "0+60x40"},
     "KeysProviderAway": {
         'sealward_keys_provider_state{provider="vault",state="ready"}': "0x40",
@@ -91,6 +92,7 @@ CALM: dict[str, str] = {
     "sealward_keys_backup_age_seconds": "90000x120",
     "sealward_keys_backup_behind": "0x20 1x40 0x60",
     "sealward_keys_drill_age_seconds": "2000000x120",
+    "sealward_keys_destructions_blocked": "0x20 1x40 0x60",
     "sealward_revocations_age_seconds": "5 70 5x118",
     'sealward_keys_provider_state{provider="vault",state="ready"}': "1 0 1x118",
     'sealward_keys_provider_state{provider="vault",state="degraded"}': "0 1 0x118",

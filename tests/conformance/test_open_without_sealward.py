@@ -61,6 +61,13 @@ class Keystore:
                 purpose="keystore", resource=head["deployment"], schema="sealward/keystore/v1",
             )
         )  # fmt: skip
+        halves = (folder.parent / "halves.sealed").read_bytes()
+        self._halves = json.loads(
+            reader.open(
+                base64.b64decode(head["root"]), "root", halves,
+                purpose="halves", resource=head["deployment"], schema="sealward/halves/v1",
+            )
+        )["keys"]  # fmt: skip
 
     def branch_key(self, purpose: str, resource: str, wrapped: bytes) -> bytes:
         # The wrapped key names its version in clear.
@@ -70,8 +77,10 @@ class Keystore:
             for kek in self._content["keks"][f"default/{purpose}"]
             if f"{name}{kek['version']}\x00".encode() in wrapped
         )
+        other = self._halves[f"default/{purpose}"]["halves"][str(kek["version"])]
+        halves = zip(base64.b64decode(kek["half"]), base64.b64decode(other), strict=True)
         return self._reader.open(
-            base64.b64decode(kek["key"]), f"{name}{kek['version']}", wrapped,
+            bytes(a ^ b for a, b in halves), f"{name}{kek['version']}", wrapped,
             purpose=purpose, resource=resource, schema="sealward/key/v1",
         )  # fmt: skip
 

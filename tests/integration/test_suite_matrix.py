@@ -14,6 +14,7 @@ import pytest
 
 from sealward.api.gateway.v1 import (
     access_pb2,
+    destruction_pb2,
     factor_pb2,
     gateway_pb2,
     membership_pb2,
@@ -56,6 +57,8 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "SetMembership": _PEOPLE, "ListMemberships": _POLICY,
     "ListQuotas": EVERYBODY,
     "SetShadowPolicy": _POLICY, "GetShadowPolicy": _POLICY,
+    "RequestDestruction": _POLICY, "ApproveDestruction": _POLICY, "CancelDestruction": _POLICY,
+    "ListDestructions": _POLICY,
 }  # fmt: skip
 OPEN = frozenset(
     {"ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin"}
@@ -80,8 +83,8 @@ MODELS = ("breast-cancer", "diabetes-progression")
 def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
     files = (
-        open_inference_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2, membership_pb2,
-        quota_pb2, workload_pb2, oidc_pb2,
+        open_inference_pb2, destruction_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2,
+        membership_pb2, quota_pb2, workload_pb2, oidc_pb2,
     )  # fmt: skip
     for file in files:
         for service in file.DESCRIPTOR.services_by_name.values():

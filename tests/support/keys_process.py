@@ -37,6 +37,7 @@ class KeysProcess:
         self.address = f"127.0.0.1:{free_port()}"
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
+        self.command = ["-m", "services.keys"]
         self.unlock = folder / "unlock"
         self.log = folder / "keys.log"
         if not self.unlock.exists():
@@ -67,7 +68,7 @@ class KeysProcess:
         environment |= {f"SEALWARD_KEYS_{name}": str(v) for name, v in settings.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.keys"],
+                [sys.executable, *self.command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

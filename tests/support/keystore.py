@@ -32,8 +32,19 @@ class OpenedKeystore:
         sealer = ObjectSealer(self.root_key, key_name="root", schema="sealward/keystore/v1")
         context = EncryptionContext("default", "keystore", head["deployment"])
         content = json.loads(sealer.open(context, (folder / "keystore.sealed").read_bytes()))
+        sealer = ObjectSealer(self.root_key, key_name="root", schema="sealward/halves/v1")
+        context = EncryptionContext("default", "halves", head["deployment"])
+        halves = json.loads(sealer.open(context, (root / "keys/halves.sealed").read_bytes()))
+        # In the keystore is one half of each key; the other one lies beside it.
         self.keks = {
-            f"kek/{name}/{kek['version']}": base64.b64decode(kek["key"])
+            f"kek/{name}/{kek['version']}": bytes(
+                a ^ b
+                for a, b in zip(
+                    base64.b64decode(kek["half"]),
+                    base64.b64decode(halves["keys"][name]["halves"][str(kek["version"])]),
+                    strict=True,
+                )
+            )
             for name, keks in content["keks"].items()
             for kek in keks
         }

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sealward.kit.errors import StartupError
+from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.holding import Rewrap, WrappedKey, changed
 from sealward.kit.keysclient import BranchKey, KeyRing
+from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
 
 CONTEXT = EncryptionContext("default", "user", "second-factor")
@@ -60,7 +61,7 @@ class FactorStore:
 
     def put_totp(self, user_id: str, secret: str) -> None:
         """Keep a secret that is not confirmed yet, in the place of one that was not either."""
-        sealed = self._branch_key().seal(secret.encode(), user_id)
+        sealed = self._sealing_key().seal(secret.encode(), user_id)
         with self._lock:
             self._db.execute(
                 "INSERT INTO totp VALUES (?, ?, 0, 0) ON CONFLICT (user_id) DO UPDATE SET"
@@ -164,6 +165,27 @@ class FactorStore:
         self._db.executemany(
             "INSERT INTO recovery VALUES (?, ?, 0)", [(user_id, mark) for mark in marks]
         )
+
+    def _sealing_key(self) -> BranchKey:
+        """Return the key, or a new one in the place of one that was destroyed on purpose.
+
+        What the old one sealed does not open: whoever has such a factor is refused until it is
+        reset, and is never let in without.
+        """
+        with self._lock:
+            try:
+                key = self._branch_key()
+            except SealwardError as error:
+                if error.reason is not Reason.KEY_DESTROYED:
+                    raise
+                key = None
+            if key is not None and not key.destroyed:
+                return key
+            if key is not None:
+                key.close()
+            self._key = self._ring.create(CONTEXT, kept=self._wrapped)
+            self._db.execute("UPDATE key SET wrapped = ?", (self._key.wrapped,))
+            return self._key
 
     def _branch_key(self) -> BranchKey:
         with self._lock:

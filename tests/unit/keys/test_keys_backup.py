@@ -67,11 +67,23 @@ class Site:
 
     def backup(self, to: Path) -> Path:
         write_private(to, self.maker.make()[1])
+        # As the command does: the newest alone is kept.
+        beside = restoring.halves_beside(to, self.store.content.deployment)
+        beside.unlink(missing_ok=True)
+        write_private(beside, self.maker.make_halves()[1])
         return to
 
     def restore(self, file: Path, *, force: bool = False, **options: Any) -> restoring.Restored:
         found = open_backup(file, lambda: self.secret, options.get("recovery"))
-        return restore(found, self.folder, lambda: self.secret, force=force, now=time.time())
+        copies = [restoring.halves_beside(file, found.content.deployment)]
+        return restore(
+            found,
+            self.folder,
+            lambda: self.secret,
+            force=force,
+            now=time.time(),
+            copies=copies,
+        )
 
 
 def recipient(identity: str) -> str:
@@ -283,7 +295,14 @@ def test_another_deployments_keystore_is_not_overwritten(site: Site, tmp_path: P
     found = open_backup(file, lambda: site.secret, None)
 
     def put(*, force: bool) -> restoring.Restored:
-        return restore(found, other.folder, lambda: other.secret, force=force, now=time.time())
+        return restore(
+            found,
+            other.folder,
+            lambda: other.secret,
+            force=force,
+            now=time.time(),
+            copies=[restoring.halves_beside(file, found.content.deployment)],
+        )
 
     message = refused(lambda: put(force=False))
     assert "another deployment" in message

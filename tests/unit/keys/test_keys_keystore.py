@@ -16,6 +16,7 @@ from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.seal.objects import FRAME_BYTES
 from sealward.seal.rootkey import UnlockSecret, new_identity
+from sealward.seal.secret import Secret
 from services.keys import files, keystore
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.keystore import (
@@ -142,7 +143,8 @@ def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.Mon
     """Before keys had numbered versions, a list of keys stood for each name."""
     reopened = opened(store)
     real = keystore.json.dumps  # type: ignore[attr-defined]
-    keys = [kek.key for kek in reopened.ensure_kek("default", "session")]
+    (kek,) = (replace(kek, split=False) for kek in reopened.ensure_kek("default", "session"))
+    keys = [kek.key]
 
     def first(document: dict[str, Any]) -> str:
         old = {name: [k["key"] for k in keks] for name, keks in document["keks"].items()}
@@ -150,7 +152,9 @@ def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.Mon
         return str(real({**document, "version": 1, "keks": old}))
 
     monkeypatch.setattr(keystore.json, "dumps", first)  # type: ignore[attr-defined]
-    reopened.add_kek("default", "session")
+    second = replace(kek, version=2, key=Secret(os.urandom(32)))
+    with reopened._lock:
+        reopened._put(replace(reopened.content, keks={"default/session": (kek, second)}))
     reopened.close()
     monkeypatch.undo()
     again = opened(store, first=never)
@@ -224,6 +228,7 @@ def test_the_bytes_that_failed_are_named_and_what_to_do(store: Path) -> None:
     """Whoever has to restore it is told what is damaged, not only that something is."""
     reopened = opened(store)
     (kek,) = reopened.ensure_kek("default", "session")
+    kek = replace(kek, split=False)
     many = {f"tenant-{number}/session": (kek,) for number in range(1500)}
     with reopened._lock:
         reopened._put(replace(reopened.content, keks=many))
@@ -457,7 +462,11 @@ def test_a_keystore_of_before_generations_were_counted(
     dumps = keystore.json.dumps  # type: ignore[attr-defined]
 
     def without(document: dict[str, Any]) -> str:
-        return str(dumps({k: v for k, v in document.items() if k != "generation"}))
+        return str(
+            dumps(
+                {k: v for k, v in document.items() if k != "generation" or "keks" not in document}
+            )
+        )
 
     monkeypatch.setattr(keystore.json, "dumps", without)  # type: ignore[attr-defined]
     reopened.ensure_kek("default", "model")

@@ -188,6 +188,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """--- People -----------------------------------------------------------------------------------
     The user is not what the change was made against: read it and make the change again.
     """
+    REASON_KEY_DESTROYED: _Reason.ValueType  # 110
+    """--- Destruction ------------------------------------------------------------------------------
+    The key was destroyed on purpose: nothing opens what is sealed under it.
+    """
+    REASON_DESTRUCTION_HELD: _Reason.ValueType  # 111
+    """A destruction is refused: a legal hold or the retention period covers what would be unreadable."""
+    REASON_DESTRUCTION_STATE: _Reason.ValueType  # 112
+    """The destruction is not in a state in which this can be done."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Every reason that Sealward gives in google.rpc.ErrorInfo{reason, domain = "sealward"}. The name
@@ -361,4 +369,12 @@ REASON_USER_CHANGED: Reason.ValueType  # 120
 """--- People -----------------------------------------------------------------------------------
 The user is not what the change was made against: read it and make the change again.
 """
+REASON_KEY_DESTROYED: Reason.ValueType  # 110
+"""--- Destruction ------------------------------------------------------------------------------
+The key was destroyed on purpose: nothing opens what is sealed under it.
+"""
+REASON_DESTRUCTION_HELD: Reason.ValueType  # 111
+"""A destruction is refused: a legal hold or the retention period covers what would be unreadable."""
+REASON_DESTRUCTION_STATE: Reason.ValueType  # 112
+"""The destruction is not in a state in which this can be done."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealward/api/keys/v1/backup.proto\x12\x14sealward.api.keys.v1\"\x15\n\x13\x43reateBackupRequest\"s\n\x14\x43reateBackupResponse\x12\x0f\n\x07\x61rchive\x18\x01 \x01(\x0c\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x12\n\nrecipients\x18\x04 \x01(\r\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"&\n\x14\x43onfirmBackupRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\x17\n\x15\x43onfirmBackupResponse\"]\n\x12RecordDrillRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\r\"\x15\n\x13RecordDrillResponse\"\x17\n\x15GetBackupStateRequest\"\xa0\x01\n\x16GetBackupStateResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x12\n\nrecipients\x18\x02 \x01(\r\x12\x16\n\x0e\x62\x61\x63kup_made_at\x18\x03 \x01(\x03\x12\x19\n\x11\x62\x61\x63kup_generation\x18\x04 \x01(\x04\x12\x15\n\rdrill_made_at\x18\x05 \x01(\x03\x12\x14\n\x0c\x64rill_passed\x18\x06 \x01(\x08\x32\xb1\x03\n\rBackupService\x12\x65\n\x0c\x43reateBackup\x12).sealward.api.keys.v1.CreateBackupRequest\x1a*.sealward.api.keys.v1.CreateBackupResponse\x12h\n\rConfirmBackup\x12*.sealward.api.keys.v1.ConfirmBackupRequest\x1a+.sealward.api.keys.v1.ConfirmBackupResponse\x12\x62\n\x0bRecordDrill\x12(.sealward.api.keys.v1.RecordDrillRequest\x1a).sealward.api.keys.v1.RecordDrillResponse\x12k\n\x0eGetBackupState\x12+.sealward.api.keys.v1.GetBackupStateRequest\x1a,.sealward.api.keys.v1.GetBackupStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealward/api/keys/v1/backup.proto\x12\x14sealward.api.keys.v1\"\x15\n\x13\x43reateBackupRequest\"\x9e\x01\n\x14\x43reateBackupResponse\x12\x0f\n\x07\x61rchive\x18\x01 \x01(\x0c\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x12\n\nrecipients\x18\x04 \x01(\r\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0e\n\x06halves\x18\x06 \x01(\x0c\x12\x19\n\x11halves_generation\x18\x07 \x01(\x04\"&\n\x14\x43onfirmBackupRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\x17\n\x15\x43onfirmBackupResponse\"]\n\x12RecordDrillRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\r\"\x15\n\x13RecordDrillResponse\"\x17\n\x15GetBackupStateRequest\"\x82\x02\n\x16GetBackupStateResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x12\n\nrecipients\x18\x02 \x01(\r\x12\x16\n\x0e\x62\x61\x63kup_made_at\x18\x03 \x01(\x03\x12\x19\n\x11\x62\x61\x63kup_generation\x18\x04 \x01(\x04\x12\x15\n\rdrill_made_at\x18\x05 \x01(\x03\x12\x14\n\x0c\x64rill_passed\x18\x06 \x01(\x08\x12\x19\n\x11halves_generation\x18\x07 \x01(\x04\x12 \n\x18\x62\x61\x63kup_halves_generation\x18\x08 \x01(\x04\x12#\n\x1bhalves_copy_opens_destroyed\x18\t \x01(\x08\x32\xb1\x03\n\rBackupService\x12\x65\n\x0c\x43reateBackup\x12).sealward.api.keys.v1.CreateBackupRequest\x1a*.sealward.api.keys.v1.CreateBackupResponse\x12h\n\rConfirmBackup\x12*.sealward.api.keys.v1.ConfirmBackupRequest\x1a+.sealward.api.keys.v1.ConfirmBackupResponse\x12\x62\n\x0bRecordDrill\x12(.sealward.api.keys.v1.RecordDrillRequest\x1a).sealward.api.keys.v1.RecordDrillResponse\x12k\n\x0eGetBackupState\x12+.sealward.api.keys.v1.GetBackupStateRequest\x1a,.sealward.api.keys.v1.GetBackupStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +33,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEBACKUPREQUEST']._serialized_start=59
   _globals['_CREATEBACKUPREQUEST']._serialized_end=80
-  _globals['_CREATEBACKUPRESPONSE']._serialized_start=82
-  _globals['_CREATEBACKUPRESPONSE']._serialized_end=197
-  _globals['_CONFIRMBACKUPREQUEST']._serialized_start=199
-  _globals['_CONFIRMBACKUPREQUEST']._serialized_end=237
-  _globals['_CONFIRMBACKUPRESPONSE']._serialized_start=239
-  _globals['_CONFIRMBACKUPRESPONSE']._serialized_end=262
-  _globals['_RECORDDRILLREQUEST']._serialized_start=264
-  _globals['_RECORDDRILLREQUEST']._serialized_end=357
-  _globals['_RECORDDRILLRESPONSE']._serialized_start=359
-  _globals['_RECORDDRILLRESPONSE']._serialized_end=380
-  _globals['_GETBACKUPSTATEREQUEST']._serialized_start=382
-  _globals['_GETBACKUPSTATEREQUEST']._serialized_end=405
-  _globals['_GETBACKUPSTATERESPONSE']._serialized_start=408
-  _globals['_GETBACKUPSTATERESPONSE']._serialized_end=568
-  _globals['_BACKUPSERVICE']._serialized_start=571
-  _globals['_BACKUPSERVICE']._serialized_end=1004
+  _globals['_CREATEBACKUPRESPONSE']._serialized_start=83
+  _globals['_CREATEBACKUPRESPONSE']._serialized_end=241
+  _globals['_CONFIRMBACKUPREQUEST']._serialized_start=243
+  _globals['_CONFIRMBACKUPREQUEST']._serialized_end=281
+  _globals['_CONFIRMBACKUPRESPONSE']._serialized_start=283
+  _globals['_CONFIRMBACKUPRESPONSE']._serialized_end=306
+  _globals['_RECORDDRILLREQUEST']._serialized_start=308
+  _globals['_RECORDDRILLREQUEST']._serialized_end=401
+  _globals['_RECORDDRILLRESPONSE']._serialized_start=403
+  _globals['_RECORDDRILLRESPONSE']._serialized_end=424
+  _globals['_GETBACKUPSTATEREQUEST']._serialized_start=426
+  _globals['_GETBACKUPSTATEREQUEST']._serialized_end=449
+  _globals['_GETBACKUPSTATERESPONSE']._serialized_start=452
+  _globals['_GETBACKUPSTATERESPONSE']._serialized_end=710
+  _globals['_BACKUPSERVICE']._serialized_start=713
+  _globals['_BACKUPSERVICE']._serialized_end=1146
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,8 @@ class CreateBackupResponse(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     RECIPIENTS_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    HALVES_FIELD_NUMBER: _builtins.int
+    HALVES_GENERATION_FIELD_NUMBER: _builtins.int
     archive: _builtins.bytes
     """A tar file, to be written with mode 0600."""
     deployment: _builtins.str
@@ -54,6 +56,12 @@ class CreateBackupResponse(_message.Message):
     """Recovery recipients that it is sealed to beside the unlock secret."""
     sha256: _builtins.str
     """SHA-256 of the archive, hex digits."""
+    halves: _builtins.bytes
+    """The other halves of the keys, sealed: a file of its own, of which the newest alone is kept. What
+    was destroyed is in no newer one.
+    """
+    halves_generation: _builtins.int
+    """Generation of the halves: grows by one with each change."""
     def __init__(
         self,
         *,
@@ -62,10 +70,12 @@ class CreateBackupResponse(_message.Message):
         generation: _builtins.int = ...,
         recipients: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        halves: _builtins.bytes = ...,
+        halves_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "deployment", b"deployment", "generation", b"generation", "recipients", b"recipients", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive", b"archive", "deployment", b"deployment", "generation", b"generation", "halves", b"halves", "halves_generation", b"halves_generation", "recipients", b"recipients", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +200,9 @@ class GetBackupStateResponse(_message.Message):
     BACKUP_GENERATION_FIELD_NUMBER: _builtins.int
     DRILL_MADE_AT_FIELD_NUMBER: _builtins.int
     DRILL_PASSED_FIELD_NUMBER: _builtins.int
+    HALVES_GENERATION_FIELD_NUMBER: _builtins.int
+    BACKUP_HALVES_GENERATION_FIELD_NUMBER: _builtins.int
+    HALVES_COPY_OPENS_DESTROYED_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Generation of the keystore now."""
     recipients: _builtins.int
@@ -202,6 +215,12 @@ class GetBackupStateResponse(_message.Message):
     """When the last drill was."""
     drill_passed: _builtins.bool
     """Whether it passed."""
+    halves_generation: _builtins.int
+    """Generation of the halves now, and of the copy that the newest backup came with."""
+    backup_halves_generation: _builtins.int
+    """See halves_generation."""
+    halves_copy_opens_destroyed: _builtins.bool
+    """True when keys were destroyed since that copy: it still has their halves."""
     def __init__(
         self,
         *,
@@ -211,10 +230,13 @@ class GetBackupStateResponse(_message.Message):
         backup_generation: _builtins.int = ...,
         drill_made_at: _builtins.int = ...,
         drill_passed: _builtins.bool = ...,
+        halves_generation: _builtins.int = ...,
+        backup_halves_generation: _builtins.int = ...,
+        halves_copy_opens_destroyed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_generation", b"backup_generation", "backup_made_at", b"backup_made_at", "drill_made_at", b"drill_made_at", "drill_passed", b"drill_passed", "generation", b"generation", "recipients", b"recipients"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_generation", b"backup_generation", "backup_halves_generation", b"backup_halves_generation", "backup_made_at", b"backup_made_at", "drill_made_at", b"drill_made_at", "drill_passed", b"drill_passed", "generation", b"generation", "halves_copy_opens_destroyed", b"halves_copy_opens_destroyed", "halves_generation", b"halves_generation", "recipients", b"recipients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

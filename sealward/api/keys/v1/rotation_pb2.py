@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sealward/api/keys/v1/rotation.proto\x12\x14sealward.api.keys.v1\"\x84\x01\n\x10KeyEncryptionKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x0e\n\x06lowest\x18\x03 \x01(\r\x12\x0e\n\x06newest\x18\x04 \x01(\r\x12\x0c\n\x04made\x18\x05 \x03(\x03\x12\x0e\n\x06holder\x18\x06 \x01(\t\x12\x11\n\tconfirmed\x18\x07 \x01(\r\"\x11\n\x0fListKeysRequest\"H\n\x10ListKeysResponse\x12\x34\n\x04keys\x18\x01 \x03(\x0b\x32&.sealward.api.keys.v1.KeyEncryptionKey\"3\n\x10RotateKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\"$\n\x11RotateKeyResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\"/\n\nWrappedKey\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0f\n\x07wrapped\x18\x02 \x01(\x0c\"d\n\x11RewrapKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12.\n\x04keys\x18\x03 \x03(\x0b\x32 .sealward.api.keys.v1.WrappedKey\"0\n\x0cRewrappedKey\x12\x0f\n\x07wrapped\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\r\"F\n\x12RewrapKeysResponse\x12\x30\n\x04keys\x18\x01 \x03(\x0b\x32\".sealward.api.keys.v1.RewrappedKey\"W\n\x14\x43onfirmRewrapRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\"\x17\n\x15\x43onfirmRewrapResponse\"B\n\x10RetireKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05\x62\x65low\x18\x03 \x01(\r\"#\n\x11RetireKeyResponse\x12\x0e\n\x06lowest\x18\x01 \x01(\r2\xf3\x03\n\x0fRotationService\x12Y\n\x08ListKeys\x12%.sealward.api.keys.v1.ListKeysRequest\x1a&.sealward.api.keys.v1.ListKeysResponse\x12\\\n\tRotateKey\x12&.sealward.api.keys.v1.RotateKeyRequest\x1a\'.sealward.api.keys.v1.RotateKeyResponse\x12_\n\nRewrapKeys\x12\'.sealward.api.keys.v1.RewrapKeysRequest\x1a(.sealward.api.keys.v1.RewrapKeysResponse\x12h\n\rConfirmRewrap\x12*.sealward.api.keys.v1.ConfirmRewrapRequest\x1a+.sealward.api.keys.v1.ConfirmRewrapResponse\x12\\\n\tRetireKey\x12&.sealward.api.keys.v1.RetireKeyRequest\x1a\'.sealward.api.keys.v1.RetireKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sealward/api/keys/v1/rotation.proto\x12\x14sealward.api.keys.v1\"\x84\x01\n\x10KeyEncryptionKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x0e\n\x06lowest\x18\x03 \x01(\r\x12\x0e\n\x06newest\x18\x04 \x01(\r\x12\x0c\n\x04made\x18\x05 \x03(\x03\x12\x0e\n\x06holder\x18\x06 \x01(\t\x12\x11\n\tconfirmed\x18\x07 \x01(\r\"\x11\n\x0fListKeysRequest\"H\n\x10ListKeysResponse\x12\x34\n\x04keys\x18\x01 \x03(\x0b\x32&.sealward.api.keys.v1.KeyEncryptionKey\"3\n\x10RotateKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\"$\n\x11RotateKeyResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\"/\n\nWrappedKey\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0f\n\x07wrapped\x18\x02 \x01(\x0c\"d\n\x11RewrapKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12.\n\x04keys\x18\x03 \x03(\x0b\x32 .sealward.api.keys.v1.WrappedKey\"C\n\x0cRewrappedKey\x12\x0f\n\x07wrapped\x18\x01 \x01(\x0c\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x11\n\tdestroyed\x18\x03 \x01(\x08\"F\n\x12RewrapKeysResponse\x12\x30\n\x04keys\x18\x01 \x03(\x0b\x32\".sealward.api.keys.v1.RewrappedKey\"W\n\x14\x43onfirmRewrapRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\"\x17\n\x15\x43onfirmRewrapResponse\"B\n\x10RetireKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\r\n\x05\x62\x65low\x18\x03 \x01(\r\"#\n\x11RetireKeyResponse\x12\x0e\n\x06lowest\x18\x01 \x01(\r2\xf3\x03\n\x0fRotationService\x12Y\n\x08ListKeys\x12%.sealward.api.keys.v1.ListKeysRequest\x1a&.sealward.api.keys.v1.ListKeysResponse\x12\\\n\tRotateKey\x12&.sealward.api.keys.v1.RotateKeyRequest\x1a\'.sealward.api.keys.v1.RotateKeyResponse\x12_\n\nRewrapKeys\x12\'.sealward.api.keys.v1.RewrapKeysRequest\x1a(.sealward.api.keys.v1.RewrapKeysResponse\x12h\n\rConfirmRewrap\x12*.sealward.api.keys.v1.ConfirmRewrapRequest\x1a+.sealward.api.keys.v1.ConfirmRewrapResponse\x12\\\n\tRetireKey\x12&.sealward.api.keys.v1.RetireKeyRequest\x1a\'.sealward.api.keys.v1.RetireKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,17 +46,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REWRAPKEYSREQUEST']._serialized_start=429
   _globals['_REWRAPKEYSREQUEST']._serialized_end=529
   _globals['_REWRAPPEDKEY']._serialized_start=531
-  _globals['_REWRAPPEDKEY']._serialized_end=579
-  _globals['_REWRAPKEYSRESPONSE']._serialized_start=581
-  _globals['_REWRAPKEYSRESPONSE']._serialized_end=651
-  _globals['_CONFIRMREWRAPREQUEST']._serialized_start=653
-  _globals['_CONFIRMREWRAPREQUEST']._serialized_end=740
-  _globals['_CONFIRMREWRAPRESPONSE']._serialized_start=742
-  _globals['_CONFIRMREWRAPRESPONSE']._serialized_end=765
-  _globals['_RETIREKEYREQUEST']._serialized_start=767
-  _globals['_RETIREKEYREQUEST']._serialized_end=833
-  _globals['_RETIREKEYRESPONSE']._serialized_start=835
-  _globals['_RETIREKEYRESPONSE']._serialized_end=870
-  _globals['_ROTATIONSERVICE']._serialized_start=873
-  _globals['_ROTATIONSERVICE']._serialized_end=1372
+  _globals['_REWRAPPEDKEY']._serialized_end=598
+  _globals['_REWRAPKEYSRESPONSE']._serialized_start=600
+  _globals['_REWRAPKEYSRESPONSE']._serialized_end=670
+  _globals['_CONFIRMREWRAPREQUEST']._serialized_start=672
+  _globals['_CONFIRMREWRAPREQUEST']._serialized_end=759
+  _globals['_CONFIRMREWRAPRESPONSE']._serialized_start=761
+  _globals['_CONFIRMREWRAPRESPONSE']._serialized_end=784
+  _globals['_RETIREKEYREQUEST']._serialized_start=786
+  _globals['_RETIREKEYREQUEST']._serialized_end=852
+  _globals['_RETIREKEYRESPONSE']._serialized_start=854
+  _globals['_RETIREKEYRESPONSE']._serialized_end=889
+  _globals['_ROTATIONSERVICE']._serialized_start=892
+  _globals['_ROTATIONSERVICE']._serialized_end=1391
 # @@protoc_insertion_point(module_scope)

@@ -221,19 +221,23 @@ class RewrappedKey(_message.Message):
 
     WRAPPED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    DESTROYED_FIELD_NUMBER: _builtins.int
     wrapped: _builtins.bytes
     """The new wrapped key. Empty when the old one is under the newest version already, or fails."""
     version: _builtins.int
     """The version that it is under now; 0 = it does not open."""
+    destroyed: _builtins.bool
+    """It does not open because the key above it was destroyed on purpose."""
     def __init__(
         self,
         *,
         wrapped: _builtins.bytes = ...,
         version: _builtins.int = ...,
+        destroyed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version", "wrapped", b"wrapped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destroyed", b"destroyed", "version", b"version", "wrapped", b"wrapped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,33 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealward/api/keys/v1/trust.proto\x12\x14sealward.api.keys.v1\"\x19\n\x17WatchRevocationsRequest\"N\n\x18WatchRevocationsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0f\n\x07serials\x18\x03 \x03(\t\"j\n\rRevokeRequest\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x36\n\x06reason\x18\x03 \x01(\x0e\x32&.sealward.api.keys.v1.RevocationReason\"U\n\x0eRevokeResponse\x12\x32\n\x07revoked\x18\x01 \x03(\x0b\x32!.sealward.api.keys.v1.Certificate\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\xa2\x01\n\x0b\x43\x65rtificate\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x11\n\tissued_at\x18\x03 \x01(\x03\x12\x11\n\tnot_after\x18\x04 \x01(\x03\x12\x12\n\nrevoked_at\x18\x05 \x01(\x03\x12\x36\n\x06reason\x18\x06 \x01(\x0e\x32&.sealward.api.keys.v1.RevocationReason\"=\n\x17ListCertificatesRequest\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x0f\n\x07revoked\x18\x02 \x01(\x08\"w\n\x18ListCertificatesResponse\x12\x37\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32!.sealward.api.keys.v1.Certificate\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"@\n\x16\x43reateJoinTokenRequest\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\r\"\x8d\x01\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x0e\n\x06\x63\x61_pem\x18\x04 \x01(\t\x12\x16\n\x0e\x63\x61_spki_sha256\x18\x05 \x01(\x0c\x12\x14\n\x0cjoin_address\x18\x06 \x01(\t*\xc9\x01\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12)\n%REVOCATION_REASON_PRIVILEGE_WITHDRAWN\x10\x02\x12\x1f\n\x1bREVOCATION_REASON_CESSATION\x10\x03\x12 \n\x1cREVOCATION_REASON_SUPERSEDED\x10\x04\x32\xbb\x03\n\x0cTrustService\x12s\n\x10WatchRevocations\x12-.sealward.api.keys.v1.WatchRevocationsRequest\x1a..sealward.api.keys.v1.WatchRevocationsResponse0\x01\x12S\n\x06Revoke\x12#.sealward.api.keys.v1.RevokeRequest\x1a$.sealward.api.keys.v1.RevokeResponse\x12q\n\x10ListCertificates\x12-.sealward.api.keys.v1.ListCertificatesRequest\x1a..sealward.api.keys.v1.ListCertificatesResponse\x12n\n\x0f\x43reateJoinToken\x12,.sealward.api.keys.v1.CreateJoinTokenRequest\x1a-.sealward.api.keys.v1.CreateJoinTokenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealward/api/keys/v1/trust.proto\x12\x14sealward.api.keys.v1\"\x19\n\x17WatchRevocationsRequest\"d\n\x18WatchRevocationsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0f\n\x07serials\x18\x03 \x03(\t\x12\x14\n\x0c\x64\x65structions\x18\x04 \x01(\x04\"j\n\rRevokeRequest\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x36\n\x06reason\x18\x03 \x01(\x0e\x32&.sealward.api.keys.v1.RevocationReason\"U\n\x0eRevokeResponse\x12\x32\n\x07revoked\x18\x01 \x03(\x0b\x32!.sealward.api.keys.v1.Certificate\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\xa2\x01\n\x0b\x43\x65rtificate\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x11\n\tissued_at\x18\x03 \x01(\x03\x12\x11\n\tnot_after\x18\x04 \x01(\x03\x12\x12\n\nrevoked_at\x18\x05 \x01(\x03\x12\x36\n\x06reason\x18\x06 \x01(\x0e\x32&.sealward.api.keys.v1.RevocationReason\"=\n\x17ListCertificatesRequest\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x0f\n\x07revoked\x18\x02 \x01(\x08\"w\n\x18ListCertificatesResponse\x12\x37\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32!.sealward.api.keys.v1.Certificate\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"@\n\x16\x43reateJoinTokenRequest\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\r\"\x8d\x01\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x0e\n\x06\x63\x61_pem\x18\x04 \x01(\t\x12\x16\n\x0e\x63\x61_spki_sha256\x18\x05 \x01(\x0c\x12\x14\n\x0cjoin_address\x18\x06 \x01(\t*\xc9\x01\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12)\n%REVOCATION_REASON_PRIVILEGE_WITHDRAWN\x10\x02\x12\x1f\n\x1bREVOCATION_REASON_CESSATION\x10\x03\x12 \n\x1cREVOCATION_REASON_SUPERSEDED\x10\x04\x32\xbb\x03\n\x0cTrustService\x12s\n\x10WatchRevocations\x12-.sealward.api.keys.v1.WatchRevocationsRequest\x1a..sealward.api.keys.v1.WatchRevocationsResponse0\x01\x12S\n\x06Revoke\x12#.sealward.api.keys.v1.RevokeRequest\x1a$.sealward.api.keys.v1.RevokeResponse\x12q\n\x10ListCertificates\x12-.sealward.api.keys.v1.ListCertificatesRequest\x1a..sealward.api.keys.v1.ListCertificatesResponse\x12n\n\x0f\x43reateJoinToken\x12,.sealward.api.keys.v1.CreateJoinTokenRequest\x1a-.sealward.api.keys.v1.CreateJoinTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealward.api.keys.v1.trust_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REVOCATIONREASON']._serialized_start=920
-  _globals['_REVOCATIONREASON']._serialized_end=1121
+  _globals['_REVOCATIONREASON']._serialized_start=942
+  _globals['_REVOCATIONREASON']._serialized_end=1143
   _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=58
   _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=83
   _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=85
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=163
-  _globals['_REVOKEREQUEST']._serialized_start=165
-  _globals['_REVOKEREQUEST']._serialized_end=271
-  _globals['_REVOKERESPONSE']._serialized_start=273
-  _globals['_REVOKERESPONSE']._serialized_end=358
-  _globals['_CERTIFICATE']._serialized_start=361
-  _globals['_CERTIFICATE']._serialized_end=523
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=525
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=586
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=588
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=707
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=709
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=773
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=776
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=917
-  _globals['_TRUSTSERVICE']._serialized_start=1124
-  _globals['_TRUSTSERVICE']._serialized_end=1567
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=185
+  _globals['_REVOKEREQUEST']._serialized_start=187
+  _globals['_REVOKEREQUEST']._serialized_end=293
+  _globals['_REVOKERESPONSE']._serialized_start=295
+  _globals['_REVOKERESPONSE']._serialized_end=380
+  _globals['_CERTIFICATE']._serialized_start=383
+  _globals['_CERTIFICATE']._serialized_end=545
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=547
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=608
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=610
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=729
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=731
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=795
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=798
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=939
+  _globals['_TRUSTSERVICE']._serialized_start=1146
+  _globals['_TRUSTSERVICE']._serialized_end=1589
 # @@protoc_insertion_point(module_scope)

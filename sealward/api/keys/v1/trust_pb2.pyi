@@ -77,10 +77,13 @@ class WatchRevocationsResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     SERIALS_FIELD_NUMBER: _builtins.int
+    DESTRUCTIONS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Grows by one with each change."""
     complete: _builtins.bool
     """True when `serials` is the whole list; false in a sign of life, which has none."""
+    destructions: _builtins.int
+    """Grows with each destruction of a key: whoever holds leased keys asks for them anew at once."""
     @_builtins.property
     def serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Serial numbers, lower-case hex digits."""
@@ -91,10 +94,11 @@ class WatchRevocationsResponse(_message.Message):
         version: _builtins.int = ...,
         complete: _builtins.bool = ...,
         serials: _abc.Iterable[_builtins.str] | None = ...,
+        destructions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "serials", b"serials", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "destructions", b"destructions", "serials", b"serials", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
