@@ -136,7 +136,6 @@ class Gateway:
             on_ready=lambda ready: health.set("keys", ready=ready),
             metrics=LeaseMetrics(ctx.metrics),
         )
-        ctx.revocations.on_destruction(self._ring.recheck)
         self._pool, self._remote_store = pool, _ = _session_pool(ctx)
         self._sealer = SessionSealer(pool, self._ring, log)
         self._passwords = Passwords(queue=settings.login_queue)
@@ -330,6 +329,7 @@ class Gateway:
     def start(self) -> None:
         """Wait for what is needed, then serve; raise StartupError naming what did not come."""
         settings = self._ctx.settings
+        self._ctx.revocations.on_destruction(self._ring.recheck)
         if settings.bootstrap_file is not None and self._users.bootstrap(settings.bootstrap_file):
             self._ctx.log.info("users.bootstrap", path=str(settings.bootstrap_file))
         self._ticker.start()
