@@ -19,6 +19,7 @@ from sealward.cli import (
     check,
     client,
     config,
+    deid,
     demo,
     doctor,
     factor,
@@ -65,7 +66,7 @@ def build() -> typer.Typer:
     nouns = {
         "user": user.app, "session": session.app, "factor": factor.app,
         "client": client.app, "identity": identity.app, "access": access.app,
-        "policy": policy.app, "membership": membership.app, "quota": quota.app,
+        "policy": policy.app, "membership": membership.app, "quota": quota.app, "deid": deid.app,
         "model": model.app, "audit": audit.app, "keys": keys.app, "certs": certs.app,
         "vault": vault.app, "config": config.app, "check": check.app,
     }  # fmt: skip

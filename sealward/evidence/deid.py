@@ -20,7 +20,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -148,6 +148,28 @@ class OneExport:
         return self._known[key]
 
 
+class OfProject:
+    """Surrogates that a project keeps. `draw` returns the codes of kind, identifier, event id."""
+
+    def __init__(self, draw: Callable[[Sequence[tuple[str, str, bytes]]], Sequence[str]]) -> None:
+        self._draw = draw
+        self._known: dict[tuple[str, str], str] = {}
+
+    def learn(self, people: Iterable[tuple[str, str, bytes]]) -> None:
+        """Have the codes of people drawn who have none here yet."""
+        new = {(kind, name): event for kind, name, event in people}
+        asked = [(*key, event) for key, event in new.items() if key not in self._known]
+        if asked:
+            codes = self._draw(asked)
+            self._known.update(zip(((kind, name) for kind, name, _ in asked), codes, strict=True))
+
+    def code(self, kind: str, identifier: str, event_id: bytes) -> str:
+        """See Surrogates."""
+        if (kind, identifier) not in self._known:
+            self.learn([(kind, identifier, event_id)])
+        return self._known[kind, identifier]
+
+
 @dataclass(slots=True)
 class Report:
     """What was done, by attribute; `refused` are values that were not of their field's form."""
@@ -185,10 +207,20 @@ class Deidentifier:
         self._surrogates = surrogates
         self.report = Report()
 
+    def people(self, event: Event) -> list[tuple[str, str]]:
+        """Return kind and identifier of whom an event names and gets a code for."""
+        if not _ours(event):
+            return []
+        attributes = event.span.attributes
+        return [
+            (kind, str(attributes[name]))
+            for name, (kind, _) in _REPLACED.items()
+            if name in attributes
+        ]
+
     def record(self, event: Event) -> dict[str, Attribute] | None:
         """Return the fields of an event that may leave; None for an event that may not."""
-        producer = event.text(names.PRODUCER_ID).split("#", 1)[0]
-        if event.type == _FOREIGN or producer not in _SERVICES:
+        if not _ours(event):
             self.report.left_out += 1
             return None
         year = dt.datetime.fromtimestamp(event.span.start // 1_000_000_000, dt.UTC).year
@@ -218,6 +250,11 @@ class Deidentifier:
             record = self.record(event)
             if record is not None:
                 yield record
+
+
+def _ours(event: Event) -> bool:
+    producer = event.text(names.PRODUCER_ID).split("#", 1)[0]
+    return event.type != _FOREIGN and producer in _SERVICES
 
 
 def csv_lines(records: Iterable[Mapping[str, Attribute]]) -> Iterator[str]:

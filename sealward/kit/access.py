@@ -118,6 +118,16 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
         ),
         **_service("sealward.api.gateway.v1.QuotaService", {"ListQuotas": _PEOPLE}),
         **_service(
+            "sealward.api.gateway.v1.DeidService",
+            {
+                "DrawCodes": _PEOPLE,
+                # A person with a session: not the administrator of the machine.
+                "Reidentify": _CALLERS,
+                "ListProjects": _PEOPLE,
+                "DropProject": _PEOPLE,
+            },
+        ),
+        **_service(
             "sealward.api.gateway.v1.PolicyService",
             dict.fromkeys(
                 (

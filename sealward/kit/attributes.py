@@ -102,7 +102,7 @@ EVENT_TYPES = frozenset(
         "session.denied-summary", "access.request", "access.list",
         "access.approve", "access.deny", "access.revoke", "policy.change", "policy.diff",
         "policy.explain", "membership.set", "membership.list",
-        "quota.list",
+        "quota.list", "deid.draw", "deid.reidentify", "deid.list", "deid.drop",
         "policy.propose", "policy.read", "policy.reject", "policy.shadow", "policy.test",
         "user.create", "user.disable", "user.list", "user.certificate", "user.roles",
         "user.password", "session.watch", "session.cut",

@@ -14,6 +14,7 @@ from sealward.api.audit.v1.audit_pb2 import AppendRequest, AppendResponse
 from sealward.api.common.v1.holder_pb2_grpc import add_HolderServiceServicer_to_server
 from sealward.api.gateway.v1 import (
     access_pb2_grpc,
+    deid_pb2_grpc,
     destruction_pb2_grpc,
     factor_pb2_grpc,
     gateway_pb2_grpc,
@@ -42,6 +43,7 @@ from services.gateway.authority import Authority
 from services.gateway.catalog import Catalog
 from services.gateway.challenges import Challenges
 from services.gateway.control import ControlRecorder
+from services.gateway.deid_servicer import DeidServicer
 from services.gateway.denials import DenialLimit
 from services.gateway.destruction_servicer import DestructionServicer
 from services.gateway.events import EventWriter
@@ -75,6 +77,7 @@ from services.gateway.spent import Spent
 from services.gateway.steady import steady_time
 from services.gateway.storetls import StoreTls, connection_options
 from services.gateway.streams import StreamGuard
+from services.gateway.surrogates import Surrogates
 from services.gateway.throttle import LoginThrottle
 from services.gateway.users import UserDirectory
 from services.gateway.workload_servicer import METHOD as ISSUE_TOKEN
@@ -160,6 +163,7 @@ class Gateway:
         )
         policy = changes.live
         self._grants = Grants(settings.data_dir / "grants.db", steady_time)
+        self._surrogates = Surrogates(settings.data_dir / "deid.db", self._ring)
         metrics = GatewayMetrics(ctx.metrics)
         quotas = Quotas(pool, refused=metrics.quota_refused)
         self._memberships = Memberships(settings.data_dir / "memberships.db")
@@ -258,6 +262,10 @@ class Gateway:
                     MembershipServicer(authority, self._memberships, self._users),
                 ),
                 (
+                    deid_pb2_grpc.add_DeidServiceServicer_to_server,
+                    DeidServicer(authority, self._surrogates, audit_channels.get),
+                ),
+                (
                     quota_pb2_grpc.add_QuotaServiceServicer_to_server,
                     QuotaServicer(
                         authority,
@@ -298,7 +306,9 @@ class Gateway:
                 ),
                 (
                     add_HolderServiceServicer_to_server,
-                    HolderServicer(Holders(self._sealer, self._factor_store), keys_channels),
+                    HolderServicer(
+                        Holders(self._sealer, self._factor_store, self._surrogates), keys_channels
+                    ),
                 ),
             ],
             fronts=[self._front],
@@ -363,6 +373,7 @@ class Gateway:
         self._policies.close()
         self._grants.close()
         self._memberships.close()
+        self._surrogates.close()
         self._factor_store.close()
         for channels in self._all_channels:
             channels.close()

@@ -39,6 +39,7 @@ _WORKLOAD = "/sealward.api.gateway.v1.WorkloadService/"
 _OIDC = "/sealward.api.gateway.v1.OidcService/"
 _ACCESS = "/sealward.api.gateway.v1.AccessService/"
 _POLICY = "/sealward.api.gateway.v1.PolicyService/"
+_DEID = "/sealward.api.gateway.v1.DeidService/"
 _MEMBERSHIP = "/sealward.api.gateway.v1.MembershipService/"
 _DESTRUCTION = "/sealward.api.gateway.v1.DestructionService/"
 _LOG = "/sealward.api.gateway.v1.LogService/"
@@ -106,6 +107,10 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_DESTRUCTION}ApproveDestruction": "keys.destroy-approve",
         f"{_DESTRUCTION}CancelDestruction": "keys.destroy-cancel",
         f"{_DESTRUCTION}ListDestructions": "keys.destroy-list",
+        f"{_DEID}DrawCodes": "deid.draw",
+        f"{_DEID}Reidentify": "deid.reidentify",
+        f"{_DEID}ListProjects": "deid.list",
+        f"{_DEID}DropProject": "deid.drop",
         f"{_LOG}GetConsistency": "log.consistency",
         f"{_LOG}GetReceipt": "log.receipt",
         "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",

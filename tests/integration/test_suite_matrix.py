@@ -14,6 +14,7 @@ import pytest
 
 from sealward.api.gateway.v1 import (
     access_pb2,
+    deid_pb2,
     destruction_pb2,
     factor_pb2,
     gateway_pb2,
@@ -36,6 +37,7 @@ EVERYBODY = frozenset(ROLES)
 STAFF = EVERYBODY - {"break-glass"}
 _POLICY = frozenset({"security-admin", "privacy-officer"})
 _PEOPLE = frozenset({"security-admin"})
+_PRIVACY = frozenset({"privacy-officer"})
 
 ROLES_OF: Mapping[str, frozenset[str]] = {
     "ModelReady": EVERYBODY, "ModelMetadata": EVERYBODY, "ServerMetadata": EVERYBODY,
@@ -55,7 +57,8 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "ExplainPolicy": _POLICY | {"operator"}, "TestPolicy": _POLICY, "DiffPolicy": _POLICY,
     "ProposePolicy": _POLICY, "ApprovePolicy": _POLICY, "RejectPolicy": _POLICY,
     "SetMembership": _PEOPLE, "ListMemberships": _POLICY,
-    "ListQuotas": EVERYBODY,
+    "ListQuotas": EVERYBODY, "DrawCodes": _PRIVACY, "Reidentify": _PRIVACY,
+    "ListProjects": _PRIVACY, "DropProject": _PRIVACY,
     "SetShadowPolicy": _POLICY, "GetShadowPolicy": _POLICY,
     "RequestDestruction": _POLICY, "ApproveDestruction": _POLICY, "CancelDestruction": _POLICY,
     "ListDestructions": _POLICY,
@@ -84,7 +87,7 @@ def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
     files = (
         open_inference_pb2, destruction_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2,
-        membership_pb2, quota_pb2, workload_pb2, oidc_pb2,
+        membership_pb2, quota_pb2, deid_pb2, workload_pb2, oidc_pb2,
     )  # fmt: skip
     for file in files:
         for service in file.DESCRIPTOR.services_by_name.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import replace
 from hashlib import sha256
@@ -81,3 +82,53 @@ def test_a_deidentified_export(suite: RunningSuite, tmp_path: Path, form: str) -
         assert suite.sealward_any(
             "audit", "export", *options, *wrong, "-o", str(tmp_path / "no")
         ) == int(Exit.USAGE)
+
+
+def test_codes_of_a_project_lead_back_for_the_privacy_officer_alone(
+    suite: RunningSuite, tmp_path: Path
+) -> None:
+    name, pia = suite.user("mina"), suite.user("min-pia", "privacy-officer")
+    pseudonym = suite.event(suite.ask(name, patient="MRN-9981").proof.event_id)["span"][
+        "attributes"
+    ]["sealward.patient"]
+
+    def codes(project: str) -> set[str]:
+        file = tmp_path / "out.csv"
+        made = suite.sealward(
+            "audit", "export", "--deidentified", "--project", project, "--format", "csv",
+            "--user", name, "--type", "inference.predict", "-o", str(file),
+        )  # fmt: skip
+        assert made["deidentification"]["project"] == project
+        with file.open(newline="") as lines:
+            return {row["patient"] for row in csv.DictReader(lines)} - {""}
+
+    first = codes("registry")
+    assert first
+    assert codes("registry") == first
+    assert codes("other-study").isdisjoint(first)
+
+    back = {}
+    for code in first:
+        found = suite.sealward("deid", "reidentify", "registry", code, "--as", pia)
+        back[found["patient"]] = found
+    assert back["MRN-9981"]["identifier"] == pseudonym
+    code = back["MRN-9981"]["code"]
+    listed = suite.sealward("audit", "query", "--patient", "MRN-9981", "--type", "deid.reidentify")[
+        "events"
+    ]
+    assert [row["outcome"] for row in listed] == ["ok"]
+    for who in ((), ("--as", name), ("--as", suite.user("min-sam", "security-admin"))):
+        refused = suite.sealward("deid", "reidentify", "registry", code, *who, code=1)
+        assert refused["error"]["reason"] in ("IDENTITY_FORBIDDEN", "POLICY_DENIED")
+    error = suite.sealward("deid", "reidentify", "other-study", code, "--as", pia, code=1)
+    assert error["error"]["reason"] == "NOT_FOUND"
+
+    table = next(suite.suite.root.rglob("deid.db"))
+    for file in table.parent.glob("deid.db*"):
+        assert pseudonym.encode() not in file.read_bytes()
+    assert suite.sealward("deid", "drop", "registry")["codes"] >= len(first)
+    gone = suite.sealward("deid", "reidentify", "registry", code, "--as", pia, code=1)
+    assert gone["error"]["reason"] == "NOT_FOUND"
+    for file in table.parent.glob("deid.db*"):
+        assert code.encode() not in file.read_bytes()
+    assert codes("registry").isdisjoint(first)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sealward.evidence.event import Event
 
 _LARGEST_FILE = 64 << 20
+_AT_ONCE = 500  # events: two people each at most
 
 
 class Format(StrEnum):
@@ -86,6 +88,12 @@ def export(
             help="Without identifiers (45 CFR 164.514(b)(2)), random codes for people. Recorded.",
         ),
     ] = False,
+    project: Annotated[
+        str,
+        typer.Option(
+            "--project", help="With --deidentified: codes that this project keeps, and uses again."
+        ),
+    ] = "",
     receipt: Annotated[
         Path | None,
         typer.Option(
@@ -137,11 +145,13 @@ def export(
         )
     if call is not None and not ids and not query.ByteSize():
         ids = [call.event_id]
+    if project and not deidentified:
+        raise usage("--project is for --deidentified")
     wanted = ExportEventsRequest(
         query=None if ids else query, event_ids=ids, identified=identified, form=str(form),
         deidentified=deidentified,
     )  # fmt: skip
-    summary = _run(suite, wanted, form, output, call)
+    summary = _run(suite, wanted, form, output, call, project)
     text = f"{summary['events']} events: {output}"
     if deidentified:
         text += _reported(summary["deidentification"])
@@ -149,7 +159,12 @@ def export(
 
 
 def _run(
-    suite: Suite, wanted: ExportEventsRequest, form: Format, output: Path, call: Call | None
+    suite: Suite,
+    wanted: ExportEventsRequest,
+    form: Format,
+    output: Path,
+    call: Call | None,
+    project: str = "",
 ) -> dict[str, Any]:
     from sealward.cli.audit.reading import Export
     from sealward.cli.connect import Admin
@@ -157,7 +172,7 @@ def _run(
     with Admin(suite).channel("audit") as channel:
         export_ = Export(suite, channel, wanted)
         if wanted.deidentified:
-            written = _write_deidentified(export_, form, output)
+            written = _write_deidentified(suite, export_, form, output, project)
         elif form is Format.BUNDLE:
             written = _write_bundle(export_, output, call)
         else:
@@ -182,18 +197,56 @@ def _write_lines(export_: Export, form: Format, output: Path) -> dict[str, Any]:
     return _write(export_, lines, output)
 
 
-def _write_deidentified(export_: Export, form: Format, output: Path) -> dict[str, Any]:
+def _write_deidentified(
+    suite: Suite, export_: Export, form: Format, output: Path, project: str
+) -> dict[str, Any]:
     from sealward.evidence import deid
 
-    made = deid.Deidentifier(deid.OneExport(lambda: secrets.token_hex(8)))
+    kept: deid.OfProject | None = None
+    with ExitStack() as stack:
+        if project:
+            kept = deid.OfProject(stack.enter_context(_drawing(suite, project)))
+        made = deid.Deidentifier(kept or deid.OneExport(lambda: secrets.token_hex(8)))
 
-    def lines(events: Iterable[Event]) -> Iterator[str]:
-        records = made.records(events)
-        return deid.csv_lines(records) if form is Format.CSV else map(deid.fhir_line, records)
+        def ahead(events: Iterable[Event]) -> Iterator[Event]:
+            """Have the codes of many events drawn at a time."""
+            rest = iter(events)
+            while some := list(itertools.islice(rest, _AT_ONCE)):
+                if kept is not None:
+                    kept.learn((*who, e.event_id) for e in some for who in made.people(e))
+                yield from some
 
-    written = _write(export_, lines, output)
-    report = made.report.as_json()
+        def lines(events: Iterable[Event]) -> Iterator[str]:
+            records = made.records(ahead(events))
+            return deid.csv_lines(records) if form is Format.CSV else map(deid.fhir_line, records)
+
+        written = _write(export_, lines, output)
+    report = {**made.report.as_json(), "project": project}
     return {**written, "events": report["events"], "deidentification": report}
+
+
+@contextmanager
+def _drawing(
+    suite: Suite, project: str
+) -> Iterator[Callable[[Sequence[tuple[str, str, bytes]]], Sequence[str]]]:
+    """Draw codes of a project, as the administrator."""
+    from sealward.api.gateway.v1 import deid_pb2 as pb
+    from sealward.api.gateway.v1.deid_pb2_grpc import DeidServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+    from sealward.cli.rpc import calling
+
+    with Admin(suite).channel("gateway") as channel:
+        stub = DeidServiceStub(channel)
+
+        def draw(people: Sequence[tuple[str, str, bytes]]) -> Sequence[str]:
+            items = [pb.DeidItem(kind=k, identifier=i, event_id=e) for k, i, e in people]
+            with calling("drawing codes"):
+                answer = stub.DrawCodes(
+                    pb.DrawCodesRequest(project=project, items=items), timeout=CALL_SECONDS
+                )
+            return list(answer.codes)
+
+        yield draw
 
 
 def _reported(report: Mapping[str, Any]) -> str:
