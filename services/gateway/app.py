@@ -110,10 +110,11 @@ class Gateway:
         self._ctx = ctx
         self._stop = threading.Event()
 
-        audit_channels = self._channels("audit", settings.audit_address)
-        inference_channels = self._channels("inference", settings.inference_address)
-        keys_channels = self._channels("keys", settings.keys_address)
-        self._all_channels = (audit_channels, inference_channels, keys_channels)
+        self._all_channels = audit_channels, inference_channels, keys_channels = (
+            self._channels("audit", settings.audit_address),
+            self._channels("inference", settings.inference_address),
+            self._channels("keys", settings.keys_address),
+        )
 
         self._audit = Exchange(audit_lost, audit_lost)
         self._inference = Exchange(_inference_lost, _late)
@@ -165,7 +166,7 @@ class Gateway:
         self._grants = Grants(settings.data_dir / "grants.db", steady_time)
         self._surrogates = Surrogates(settings.data_dir / "deid.db", self._ring)
         metrics = GatewayMetrics(ctx.metrics)
-        quotas = Quotas(pool, refused=metrics.quota_refused)
+        quotas = Quotas(pool, steady_time, metrics.quota_refused)
         self._memberships = Memberships(settings.data_dir / "memberships.db")
         authority = Authority(self._store, policy, settings.step_up_seconds, self._memberships.of)
         self._offboarding = Offboarding(
