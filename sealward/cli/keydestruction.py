@@ -33,9 +33,9 @@ _BLOCKED = {
     "DESTRUCTION_HELD": "a legal hold or the retention period covers it: sealward audit hold list",
     "AUDIT_UNAVAILABLE": "audit does not say whether a hold covers it: sealward status",
     "KEY_IN_USE": "keys have not moved on: sealward keys rewrap",
-    "KEYSTORE_UNAVAILABLE": "the key provider refuses it; with Vault: hand it a login of the"
-    " shredder (sealward vault shredder-id)",
-    "NOT_SUPPORTED": "Vault: it has no login of the shredder (sealward vault shredder-id)",
+    "KEYSTORE_UNAVAILABLE": "the key provider refuses it; with Vault: bring a login of the shredder"
+    " (sealward vault shredder-login)",
+    "NOT_SUPPORTED": "Vault: there is no login of the shredder (sealward vault shredder-login)",
     "clock": "the clock was set by more than an hour: restart the keys service with the right time",
 }
 

@@ -83,12 +83,14 @@ def vault_environ(suite: Suite) -> dict[str, str]:
     login = suite.vault_login
     for name, setting in (
         ("ca.pem", "CACERT"), ("role-id", "ROLE_ID_FILE"), ("cert.pem", "CLIENT_CERT_FILE"),
-        ("key.pem", "CLIENT_KEY_FILE"), ("shredder-role-id", "SHREDDER_ROLE_ID_FILE"),
+        ("key.pem", "CLIENT_KEY_FILE"),
     ):  # fmt: skip
         if (login / name).exists():
             ours[f"VAULT_{setting}"] = str(login / name)
+    # The shredder's may be brought later, and be good for one act: it is looked for at each use.
+    ours["VAULT_SHREDDER_ROLE_ID_FILE"] = str(login / "shredder-role-id")
     for kind in ("", "shredder-"):
-        if (login / f"{kind}role-id").exists():
+        if kind or (login / "role-id").exists():
             # A wrapped one is gone once it was unwrapped; the keys service has what was in it.
             plain = (login / f"{kind}secret-id").exists()
             name = f"{kind}secret-id" if plain else f"{kind}wrapped-secret-id"
@@ -139,6 +141,19 @@ def _take(suite: Suite, choice: VaultChoice) -> None:
             write_private(login / "ca.pem", choice.ca_cert.read_bytes())
         except OSError as error:
             raise unreadable(choice.ca_cert, error) from None
+
+
+def take_shredder(suite: Suite, folder: Path) -> None:
+    """Bring a login of the shredder from a folder of credentials; raise CliError."""
+    if not suite.vault_file.exists():
+        raise usage(f"the keys of {suite.root} are not in Vault")
+    content = {n: data for n, data in _content(folder).items() if n.startswith("shredder-")}
+    if not content.keys() & {"shredder-secret-id", "shredder-wrapped-secret-id"}:
+        raise usage(f"{folder} holds no login of the shredder", _ADVICE)
+    login = private_folder(suite.vault_login)
+    for name, data in sorted(content.items()):
+        (login / name).unlink(missing_ok=True)
+        write_private(login / name, data)
 
 
 def _content(folder: Path) -> dict[str, bytes]:

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from sealward.cli.errors import CliError, Exit, usage
-from sealward.cli.options import Json
+from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line
+from sealward.cli.suite import Suite
 
 app = typer.Typer(help="A Vault server to hold the keys.", no_args_is_help=True)
 
@@ -122,6 +123,33 @@ def secret_id(
     common = _common(addr, token_file, out, prefix, ca_cert, namespace, wrap_minutes)
     result = _run("secret-id", *common)
     emit(result, as_json=as_json, text=_handed_out(addr, result))
+
+
+@app.command(name="shredder-login")
+def shredder_login(
+    credentials: Annotated[
+        Path,
+        typer.Option(
+            "--vault-credentials", metavar="DIR", help="As `sealward vault secret-id` wrote it."
+        ),
+    ],
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Bring a suite the login that may destroy, while it runs: for the next act, or the next ones.
+
+    Keys that are to be destroyed and wait for it are destroyed within seconds.
+    """
+    from sealward.cli.provider import take_shredder
+
+    suite = Suite.at(directory)
+    take_shredder(suite, credentials)
+    emit(
+        {"taken": str(credentials)},
+        as_json=as_json,
+        text="the keys service logs the shredder in with it at the next act: sealward keys rewrap"
+        " --retire, or what sealward keys destroy list --open shows",
+    )
 
 
 @app.command()

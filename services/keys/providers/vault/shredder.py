@@ -1,7 +1,8 @@
 """The one login that may destroy: made for a call, given back after it.
 
 Its credentials are apart from the service's own, so they can be kept away until they are needed:
-their files are read at each use.
+their files are read at each use, and a wrapped secret id that was put there meanwhile is unwrapped
+then. So a login may be good for one act (`sealward vault setup --secret-id-uses 1`).
 """
 
 from __future__ import annotations
@@ -10,15 +11,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sealward.kit.errors import SealwardError
+from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from services.keys.providers.vault.api import Api
 from services.keys.providers.vault.config import AppRole, VaultConfig
-from services.keys.providers.vault.login import NoCredentialsError, Token, log_in_by_approle
+from services.keys.providers.vault.login import (
+    SHREDDER_ROLE,
+    NoCredentialsError,
+    Token,
+    log_in_by_approle,
+    unwrap,
+)
 from services.keys.providers.vault.troubles import TEXTS, RefusedError, UnavailableError
 from services.keys.providers.vault.wire import Answer, Wire
 
 _NOT_FOUND = 404
+_NEW = (
+    "bring a new one: sealward vault secret-id --out DIR, then sealward vault shredder-login"
+    " --vault-credentials DIR"
+)
+"""What to do about a login that is not to be had."""
 
 
 class Shredder:
@@ -40,8 +52,10 @@ class Shredder:
         mount = self._config.names.transit
         with self._logged_in() as api:
             change = api.transit.update_key_configuration
-            change(name, min_decryption_version=below, mount_point=mount)
+            # In this order: what wraps may not be older than what opens, and from the second time
+            # on Vault has a bound for both.
             change(name, min_encryption_version=below, mount_point=mount)
+            change(name, min_decryption_version=below, mount_point=mount)
             api.transit.trim_key(name, below, mount_point=mount)
 
     def drop(self, issuers: Sequence[str], key: Callable[[str, str], bool]) -> None:
@@ -92,13 +106,18 @@ class Shredder:
         except UnavailableError as error:
             raise _unavailable(TEXTS[error.trouble]) from None
         except RefusedError:
-            raise _unavailable("Vault refuses the shredder") from None
+            raise _unavailable("Vault refuses what the shredder asks: see its log") from None
 
     def _log_in(self, login: AppRole) -> Token:
         try:
+            unwrap(self._wire, self._config, login, SHREDDER_ROLE)
             return log_in_by_approle(self._wire, self._config, login)
-        except NoCredentialsError:
-            raise _unavailable("the files of the shredder's login cannot be used") from None
+        except (NoCredentialsError, StartupError):
+            raise _unavailable(f"the shredder's login cannot be used: {_NEW}") from None
+        except RefusedError:
+            raise _unavailable(
+                f"Vault refuses the shredder's login, it may be used up: {_NEW}"
+            ) from None
 
 
 def _unavailable(text: str) -> SealwardError:
