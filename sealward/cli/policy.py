@@ -34,16 +34,27 @@ OtherFile = Annotated[
         "--policy", metavar="FILE", help="Ask these policies, not those in force.", exists=True
     ),
 ]
+Profile = Annotated[
+    str,
+    typer.Option("--profile", help="The set in force with these added: `second-factor`."),
+]
 Digest = Annotated[str, typer.Argument(metavar="DIGEST", help="Digest, or how it begins.")]
 
 
 @app.command()
-def show(acting: As = "", directory: Dir = DEFAULT, as_json: Json = False) -> None:
-    """Print the policies in force, and what is proposed."""
+def show(
+    profile: Profile = "", acting: As = "", directory: Dir = DEFAULT, as_json: Json = False
+) -> None:
+    """Print the policies in force, and what is proposed; with a profile, what they would be."""
     from sealward.api.gateway.v1 import policy_pb2 as pb
 
     with _policies(directory, acting, "reading the policy") as (stub, who):
-        answer = stub.GetPolicy(pb.GetPolicyRequest(), timeout=_CALL_SECONDS, metadata=who.metadata)
+        answer = stub.GetPolicy(
+            pb.GetPolicyRequest(profile=profile), timeout=_CALL_SECONDS, metadata=who.metadata
+        )
+    if profile:
+        emit({"text": answer.with_profile}, as_json=as_json, text=answer.with_profile.rstrip("\n"))
+        return
     value = {
         "active": _bundle(answer.active),
         "proposals": [_bundle(found) for found in answer.proposals],
@@ -81,16 +92,27 @@ def list_(acting: As = "", directory: Dir = DEFAULT, as_json: Json = False) -> N
 
 @app.command()
 def propose(
-    file: PolicyFile, acting: As = "", directory: Dir = DEFAULT, as_json: Json = False
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Policies in Cedar.", exists=True, dir_okay=False),
+    ] = None,
+    profile: Profile = "",
+    acting: As = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
 ) -> None:
     """Propose a policy set; it changes nothing until another person approves it."""
     from sealward.api.gateway.v1 import policy_pb2 as pb
 
-    text = _read(file)
+    if (file is None) is not bool(profile):
+        raise usage("name either a FILE or a --profile", "sealward policy propose site.cedar")
+    text = _read(file) if file else ""
     with _policies(directory, acting, "proposing the policy") as (stub, who):
-        active = stub.GetPolicy(
-            pb.GetPolicyRequest(), timeout=_CALL_SECONDS, metadata=who.metadata
-        ).active
+        found = stub.GetPolicy(
+            pb.GetPolicyRequest(profile=profile), timeout=_CALL_SECONDS, metadata=who.metadata
+        )
+        active = found.active
+        text = text or found.with_profile
         payload = {"version": active.version + 1, "previous": active.digest, "text": text}
         jws = _signed(payload, who)
         made = stub.ProposePolicy(
@@ -154,7 +176,10 @@ def explain(
     break_glass: Annotated[bool, typer.Option("--break-glass", help="Under break-glass.")] = False,
     patient: Annotated[bool, typer.Option("--patient", help="The call names a patient.")] = False,
     second_factor: Annotated[
-        bool, typer.Option("--second-factor", help="The session has one.")
+        bool, typer.Option("--second-factor", help="One was proven lately.")
+    ] = False,
+    multi_factor: Annotated[
+        bool, typer.Option("--multi-factor", help="One was proven in the session, at any time.")
     ] = False,
     parameter: Annotated[
         list[str] | None,
@@ -173,6 +198,7 @@ def explain(
     question = pb.PolicyQuestion(
         roles=role or (), rpc=rpc, model=model, purpose=purpose, granted=granted,
         break_glass=break_glass, patient=patient, second_factor=second_factor,
+        multi_factor=multi_factor,
         parameters=_parameters(parameter or ()),
     )  # fmt: skip
     with _policies(directory, acting, "explaining") as (stub, who):

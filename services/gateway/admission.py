@@ -24,6 +24,7 @@ from services.gateway.memberships import none as no_parameters
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Facts, Policy
 from services.gateway.policy.limits import Limit
+from services.gateway.policy.refusal import refusal
 from services.gateway.purposes import purpose_of
 from services.gateway.quotas import Ticket
 from services.gateway.session import Session, token_hash
@@ -172,15 +173,17 @@ class Admission:
             granted=self._grants.covers(session.user_id, model, flight.purpose),
             break_glass=bool(session.break_glass), patient=bool(headers.patient),
             second_factor=steady_time() < session.second_factor + self._fresh,
+            multi_factor=session.second_factor > 0,
             parameters=self._parameters(session.user_id, session.roles),
         )  # fmt: skip
         flight.decision = self._policy.decide(
             session.roles, "ModelInfer", model, flight.purpose, facts
         )
         if not flight.decision.permitted:
-            raise SealwardError(
-                Reason.POLICY_DENIED, "no rule permits this role this model for this purpose"
-            )
+            raise refusal(
+                self._policy, session.roles, "ModelInfer", model, flight.purpose, facts,
+                "no rule permits this role this model for this purpose",
+            )  # fmt: skip
         now = time.monotonic()
         flight.deadline = min(call.deadline, now + self._limits.time_limit(model))
         if flight.deadline <= now:

@@ -159,7 +159,7 @@ class Gateway:
         self._policies = PolicyStore(settings.data_dir / "policies.db")
         changes = PolicyChanges(
             self._policies,
-            load_policy(settings.policy_file),
+            load_policy(settings.policy_file, settings.policy_profile),
             fixed=settings.policy_file is not None,
         )
         policy = changes.live

@@ -9,14 +9,13 @@ from typing import Any
 import grpc
 
 from sealward.kit.chain import ControlCall, call_of
-from sealward.kit.errors import SealwardError
 from sealward.kit.identity import Identity
-from sealward.kit.reasons import Reason
 from services.gateway.admission import Sessions
 from services.gateway.memberships import Parameters
 from services.gateway.memberships import none as no_parameters
 from services.gateway.metadata import NONE, Headers, bearer_token, read_headers
 from services.gateway.policy import Decision, Facts, Policy
+from services.gateway.policy.refusal import refusal
 from services.gateway.session import Session, token_hash
 from services.gateway.steady import steady_time
 
@@ -79,7 +78,10 @@ class Authority:
         decision = self._policy.decide(session.roles, rpc, model, headers.purpose, facts)
         caller = note(call, Caller(call.peer.identity, session, decision, headers))
         if not decision.permitted:
-            raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role this call")
+            raise refusal(
+                self._policy, session.roles, rpc, model, headers.purpose, facts,
+                "no rule permits this role this call",
+            )  # fmt: skip
         return caller
 
     def still(self, call: ControlCall) -> None:
@@ -92,7 +94,10 @@ class Authority:
         headers = caller.headers
         facts = self._facts(caller.identity, session, headers.patient)
         if not self._policy.decide(session.roles, rpc, "", headers.purpose, facts).permitted:
-            raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role this call")
+            raise refusal(
+                self._policy, session.roles, rpc, "", headers.purpose, facts,
+                "no rule permits this role this call",
+            )  # fmt: skip
 
     def may(self, caller: Caller, rpc: str) -> bool:
         """Whether a caller who was admitted may also call another RPC."""
@@ -111,6 +116,7 @@ class Authority:
             break_glass=bool(session.break_glass),
             patient=bool(patient),
             second_factor=steady_time() < session.second_factor + self._fresh,
+            multi_factor=session.second_factor > 0,
             parameters=self._parameters(session.user_id, session.roles),
         )
 

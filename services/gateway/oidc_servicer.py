@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from sealward.api.gateway.v1 import oidc_pb2 as pb
@@ -17,6 +16,7 @@ from services.gateway.factors.factors import Factors
 from services.gateway.oidc.identities import Identities, Identity
 from services.gateway.oidc.logins import OidcLogins
 from services.gateway.sessions import SessionStore
+from services.gateway.steady import steady_time
 from services.gateway.users import UserDirectory
 
 _LONGEST_SUBJECT = 255
@@ -77,14 +77,16 @@ class OidcServicer(pb_grpc.OidcServiceServicer):
             identity.name, spki, request.login_id, request.authorization_code,
             request.code_verifier,
         )  # fmt: skip
-        user, now = done.user, int(time.time())
+        user, now = done.user, int(steady_time())
         if needed:
             self._factors.prove(user.user_id, user.name, request.code)
         if user.roles != done.roles:
             # Whoever had other roles until now shall not keep them in an open session.
-            user = self._users.take_roles(user.name, done.roles)
+            call.attributes[names.CHANGE_BEFORE] = ",".join(user.roles)
+            call.attributes[names.CHANGE_AFTER] = ",".join(done.roles)
+            self._users.set_roles(user.name, done.roles, user.version)
             self._store.end_all(user.user_id)
-            user = self._users.get(user.name) or user
+            user = self._users.existing(user.name)
         token, session = self._store.create(
             user.user_id, user.name, done.roles, spki, user.generation,
             second_factor=now if needed or done.second_factor else 0,

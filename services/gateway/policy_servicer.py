@@ -15,9 +15,10 @@ from services.gateway.authority import Authority
 from services.gateway.control import UNDO
 from services.gateway.memberships import Parameters, split
 from services.gateway.memberships import none as no_parameters
-from services.gateway.policy import NO_RULE, RULE_FAILED, CedarPolicy, Facts
+from services.gateway.policy import NO_RULE, RULE_FAILED, CedarPolicy, Facts, PolicyError
 from services.gateway.policy import explain as questions
 from services.gateway.policy.changes import PolicyChanges, parse_policy
+from services.gateway.policy.profiles import with_profile
 from services.gateway.policy.schema import POLICY_RPCS
 from services.gateway.policy.store import Bundle
 from services.gateway.purposes import PURPOSES
@@ -44,13 +45,20 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         self._models = models
         self._parameters = parameters
 
-    def GetPolicy(self, _request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:
-        """Return the set in force and what is proposed."""
+    def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:
+        """Return the set in force, what is proposed, and the set with a profile where asked."""
         self._authority.admit(context)
+        extended = ""
+        if request.profile:
+            try:
+                extended = with_profile(self._changes.active.text, request.profile)
+            except PolicyError as error:
+                raise SealwardError(Reason.FIELD_INVALID, str(error), field="profile") from None
         return pb.GetPolicyResponse(
             active=_bundle(self._changes.active),
             proposals=[_bundle(found) for found in self._changes.proposals()],
             fixed=self._changes.fixed,
+            with_profile=extended,
         )
 
     def ListPolicies(
@@ -218,7 +226,8 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         return questions.Question(
             user.roles, question.rpc, question.model, question.purpose,
             Facts(user.name, "user", facts.granted, facts.break_glass, facts.patient,
-                  facts.second_factor, self._parameters(user.user_id, user.roles)),
+                  facts.second_factor, self._parameters(user.user_id, user.roles),
+                  facts.multi_factor),
         )  # fmt: skip
 
 
@@ -233,7 +242,7 @@ def _question(asked: pb.PolicyQuestion) -> questions.Question:
             raise SealwardError(Reason.FIELD_INVALID, f"{field} is not known", field=field)
     facts = Facts(
         asked.actor, asked.kind or "user", asked.granted, asked.break_glass, asked.patient,
-        asked.second_factor, split(asked.parameters),
+        asked.second_factor, split(asked.parameters), asked.multi_factor,
     )  # fmt: skip
     return questions.Question(tuple(asked.roles), asked.rpc, asked.model, asked.purpose, facts)
 

@@ -34,6 +34,8 @@ class GatewaySettings(ServiceSettings):
     """PEM of its private key."""
     policy_file: Path | None = None
     """Policy set (Cedar); the shipped one when not set."""
+    policy_profile: Literal["", "second-factor"] = ""
+    """Policies that are added to a set that nobody has changed yet: `second-factor` asks people."""
     bootstrap_file: Path | None = None
     """Where the first start writes the first administrator's one-time password."""
     idle_seconds: int = Field(default=900, ge=5, le=86400)

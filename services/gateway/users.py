@@ -319,17 +319,6 @@ class UserDirectory:
         """Add a user who logs in elsewhere and has no password; raise ALREADY_EXISTS."""
         return self._insert(name, roles, "", one_time=False)
 
-    def take_roles(self, name: str, roles: Sequence[str]) -> User:
-        """Give a user other roles; raise NOT_FOUND. Ending the sessions is the caller's."""
-        with self._lock:
-            self._db.execute(
-                "UPDATE user SET roles = ? WHERE name = ?", (json.dumps(sorted(roles)), name)
-            )
-        user = self.get(name)
-        if user is None:
-            raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
-        return user
-
     def _row(self, name: str) -> tuple[object, ...] | None:
         with self._lock:
             found: tuple[object, ...] | None = self._db.execute(

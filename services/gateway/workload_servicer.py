@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from sealward.api.gateway.v1 import workload_pb2 as pb
@@ -15,6 +14,7 @@ from services.gateway.authority import Authority, Caller, note
 from services.gateway.control import UNDO
 from services.gateway.sessions import SessionStore
 from services.gateway.spent import Spent
+from services.gateway.steady import steady_time
 from services.gateway.tokens import TokenError
 from services.gateway.users import UserDirectory
 from services.gateway.workloads.assertion import ASSERTION_TYPE, check_assertion
@@ -63,7 +63,7 @@ class WorkloadServicer(pb_grpc.WorkloadServiceServicer):
             if getattr(request, field) not in right:
                 raise SealwardError(Reason.FIELD_INVALID, f"must be {right[-1]}", field=field)
         client = self._clients.get(identity.name)
-        now = time.time()
+        now = steady_time()
         # Whoever is not registered has no keys, so that nothing fits and the answer is the same.
         active = None if client is None or client.disabled else client
         try:

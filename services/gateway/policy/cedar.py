@@ -26,6 +26,7 @@ from services.gateway.policy.interface import (
     Facts,
     PolicyError,
 )
+from services.gateway.policy.profiles import with_profile
 from services.gateway.purposes import PURPOSES
 
 SHIPPED = Path(__file__).with_name("shipped.cedar")
@@ -97,7 +98,7 @@ class CedarPolicy:
         actor = facts.actor if self._names_people else ""
         key = (
             *(tuple(roles), rpc, model, purpose, actor, facts.kind, facts.granted),
-            *(facts.break_glass, facts.patient, facts.second_factor),
+            *(facts.break_glass, facts.patient, facts.second_factor, facts.multi_factor),
             facts.parameters if self._reads_parameters else (),
         )
         known = self._known.get(key)
@@ -108,6 +109,12 @@ class CedarPolicy:
                 self._known.clear()
             self._known[key] = known
         return known
+
+    def permits(
+        self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts
+    ) -> bool:
+        """See Policy."""
+        return self.decide(roles, rpc, model, purpose, facts).permitted
 
     def deciding(
         self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts = NO_FACTS
@@ -186,6 +193,7 @@ class CedarPolicy:
             "breakGlass": facts.break_glass,
             "patient": facts.patient,
             "secondFactor": facts.second_factor,
+            "multiFactor": facts.multi_factor or facts.second_factor,
         }
         if purpose:
             context["purpose"] = {"__entity": {"type": "Purpose", "id": purpose}}
@@ -227,10 +235,11 @@ class CedarPolicy:
         return found
 
 
-def load_policy(path: Path | None) -> CedarPolicy:
-    """Read the policy set in `path`, or the shipped one; raise StartupError."""
+def load_policy(path: Path | None, profile: str = "") -> CedarPolicy:
+    """Read the policy set in `path`, or the shipped one, with a profile; raise StartupError."""
     try:
-        return CedarPolicy((path or SHIPPED).read_text(encoding="utf-8"))
+        text = (path or SHIPPED).read_text(encoding="utf-8")
+        return CedarPolicy(with_profile(text, profile) if profile else text)
     except (OSError, UnicodeDecodeError):
         raise StartupError("the policy file cannot be read") from None
     except PolicyError as error:

@@ -108,6 +108,7 @@ def _neighbours(question: Question) -> Iterator[tuple[str, str, Question]]:
         "break_glass": replace(facts, break_glass=not facts.break_glass),
         "patient": replace(facts, patient=not facts.patient),
         "second_factor": replace(facts, second_factor=not facts.second_factor),
+        "multi_factor": replace(facts, multi_factor=not facts.multi_factor),
     }
     for what, other in turned.items():
         yield what, "yes" if getattr(other, what) else "no", replace(question, facts=other)

@@ -32,8 +32,8 @@ class Facts:
 
     `actor` is the user's or workload's name, `kind` `user` or `workload`. `granted`: a just-in-time
     grant of this actor covers model and purpose now. `break_glass`: the session was opened by
-    breaking the glass. `patient`: the call names a patient. `second_factor`: the session was
-    opened, or stepped up, with one. `parameters`: those of the actor's memberships, pairs of
+    breaking the glass. `patient`: the call names a patient. `second_factor`: one was proven in the
+    session lately; `multi_factor`: at any time. `parameters`: those of the memberships, pairs of
     `role.key` and value, sorted.
     """
 
@@ -44,6 +44,7 @@ class Facts:
     patient: bool = False
     second_factor: bool = False
     parameters: tuple[tuple[str, str], ...] = ()
+    multi_factor: bool = False
 
 
 NO_FACTS = Facts()
@@ -92,6 +93,11 @@ class Policy(Protocol):
         self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts = NO_FACTS
     ) -> Decision:
         """Decide for a caller with these roles. `model` and `purpose` may be empty."""
+
+    def permits(
+        self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts
+    ) -> bool:
+        """What `decide` would say, asked about no call: nobody counts it."""
 
     def quotas_of(
         self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()

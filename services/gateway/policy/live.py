@@ -74,6 +74,12 @@ class LivePolicy:
             self._compare(shadow, decision, (tuple(roles), rpc, model, purpose), facts)
         return decision
 
+    def permits(
+        self, roles: Sequence[str], rpc: str, model: str, purpose: str, facts: Facts
+    ) -> bool:
+        """See Policy."""
+        return self._policy.permits(roles, rpc, model, purpose, facts)
+
     def quotas_of(
         self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()
     ) -> set[Limit]:

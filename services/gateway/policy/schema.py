@@ -41,6 +41,7 @@ type Facts = {{
   breakGlass: Bool,
   patient: Bool,
   secondFactor: Bool,
+  multiFactor: Bool,
 }};
 """
 _ACTION = (

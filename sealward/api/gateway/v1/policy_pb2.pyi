@@ -72,12 +72,17 @@ class GetPolicyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PROFILE_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """A profile (`second-factor`): its policies are added to the set in `with_profile`."""
     def __init__(
         self,
+        *,
+        profile: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,8 +97,11 @@ class GetPolicyResponse(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     PROPOSALS_FIELD_NUMBER: _builtins.int
     FIXED_FIELD_NUMBER: _builtins.int
+    WITH_PROFILE_FIELD_NUMBER: _builtins.int
     fixed: _builtins.bool
     """True = the operator's file decides (SEALWARD_GATEWAY_POLICY_FILE): changes are made there."""
+    with_profile: _builtins.str
+    """The text of the set in force with the profile's policies at its end; empty when not asked."""
     @_builtins.property
     def active(self) -> Global___PolicyBundle:
         """In force."""
@@ -108,10 +116,11 @@ class GetPolicyResponse(_message.Message):
         active: Global___PolicyBundle | None = ...,
         proposals: _abc.Iterable[Global___PolicyBundle] | None = ...,
         fixed: _builtins.bool = ...,
+        with_profile: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "fixed", b"fixed", "proposals", b"proposals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "fixed", b"fixed", "proposals", b"proposals", "with_profile", b"with_profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,6 +344,7 @@ class PolicyQuestion(_message.Message):
     PATIENT_FIELD_NUMBER: _builtins.int
     SECOND_FACTOR_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    MULTI_FACTOR_FIELD_NUMBER: _builtins.int
     rpc: _builtins.str
     """Short name of the RPC, such as `ModelInfer`."""
     model: _builtins.str
@@ -352,7 +362,9 @@ class PolicyQuestion(_message.Message):
     patient: _builtins.bool
     """The call names a patient."""
     second_factor: _builtins.bool
-    """The session has a second factor."""
+    """A second factor was proven lately in the session."""
+    multi_factor: _builtins.bool
+    """A second factor was proven in the session at any time."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Roles of the caller."""
@@ -375,10 +387,11 @@ class PolicyQuestion(_message.Message):
         patient: _builtins.bool = ...,
         second_factor: _builtins.bool = ...,
         parameters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        multi_factor: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "break_glass", b"break_glass", "granted", b"granted", "kind", b"kind", "model", b"model", "parameters", b"parameters", "patient", b"patient", "purpose", b"purpose", "roles", b"roles", "rpc", b"rpc", "second_factor", b"second_factor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "break_glass", b"break_glass", "granted", b"granted", "kind", b"kind", "model", b"model", "multi_factor", b"multi_factor", "parameters", b"parameters", "patient", b"patient", "purpose", b"purpose", "roles", b"roles", "rpc", b"rpc", "second_factor", b"second_factor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,7 +529,7 @@ class PolicyChange(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     what: _builtins.str
-    """`role`, `purpose`, `granted`, `break_glass`, `patient` or `second_factor`."""
+    """`role`, `purpose`, `granted`, `break_glass`, `patient`, `second_factor` or `multi_factor`."""
     value: _builtins.str
     """The value with which the answer would be the other one."""
     rule: _builtins.str
