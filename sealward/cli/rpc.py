@@ -54,6 +54,7 @@ ADVICE: Mapping[str, str] = {
     "LOG_RETAINED": "see sealward audit logs list and sealward audit hold list",
     "LOG_PURGED": "its proofs still verify: sealward audit verify",
     "RATE_LIMITED": "wait, then try again",
+    "LOGIN_LOCKED": "wait, or have it unlocked: sealward user unlock",
     "OVERLOADED": "wait, then try again",
     "INTERNAL": "look for the incident in the service's log under logs/",
 }

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from sealward.cli.errors import usage
 from sealward.cli.options import DEFAULT, Dir, Json
-from sealward.cli.output import emit, table
+from sealward.cli.output import emit, line, table
 from sealward.cli.passwords import read_password
 from sealward.cli.suite import Suite
 
@@ -171,6 +172,35 @@ def reset_password(
     )
 
 
+@app.command()
+def unlock(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="User name.")] = "",
+    source: Annotated[
+        str, typer.Option("--source", metavar="ADDRESS", help="An address instead of a user.")
+    ] = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Take a lock after failed logins away."""
+    from sealward.api.gateway.v1 import gateway_pb2 as gw
+    from sealward.api.gateway.v1.gateway_pb2_grpc import UserServiceStub
+    from sealward.cli.connect import CALL_SECONDS, Admin
+    from sealward.cli.rpc import calling
+
+    if bool(name) == bool(source):
+        raise usage("name one user or one --source")
+    with calling("unlocking"), Admin(Suite.at(directory)).channel("gateway") as channel:
+        answer = UserServiceStub(channel).UnlockUser(
+            gw.UnlockUserRequest(user=name, source=source), timeout=CALL_SECONDS
+        )
+    what = name or source
+    emit(
+        {"user": name, "source": source, "unlocked": answer.unlocked},
+        as_json=as_json,
+        text=f"{what} is unlocked" if answer.unlocked else f"nothing was counted against {what}",
+    )
+
+
 @app.command("list")
 def list_(directory: Dir = DEFAULT, as_json: Json = False) -> None:
     """List users, without secrets."""
@@ -180,9 +210,8 @@ def list_(directory: Dir = DEFAULT, as_json: Json = False) -> None:
     from sealward.cli.rpc import calling
 
     with calling("listing users"), Admin(Suite.at(directory)).channel("gateway") as channel:
-        users = (
-            UserServiceStub(channel).ListUsers(gw.ListUsersRequest(), timeout=CALL_SECONDS).users
-        )
+        found = UserServiceStub(channel).ListUsers(gw.ListUsersRequest(), timeout=CALL_SECONDS)
+    users = found.users
     rows = [
         {
             "user": u.user,
@@ -191,11 +220,15 @@ def list_(directory: Dir = DEFAULT, as_json: Json = False) -> None:
             "disabled": u.disabled,
             "created": u.created,
             "version": u.version,
+            "locked_until": u.locked_until,
         }
         for u in users
     ]
     if as_json:
-        emit({"users": rows}, as_json=True)
+        sources = [
+            {"source": one.source, "locked_until": one.locked_until} for one in found.locked_sources
+        ]
+        emit({"users": rows, "locked_sources": sources}, as_json=True)
         return
     table(
         ["user", "roles", "state", "created"],
@@ -203,10 +236,13 @@ def list_(directory: Dir = DEFAULT, as_json: Json = False) -> None:
             [
                 u.user,
                 ", ".join(u.roles),
-                "disabled" if u.disabled else "ok",
+                "disabled" if u.disabled else "locked" if u.locked_until else "ok",
                 dt.datetime.fromtimestamp(u.created, dt.UTC).isoformat(timespec="seconds"),
             ]
             for u in users
         ],
         empty="no users",
     )
+    for one in found.locked_sources:
+        until = dt.datetime.fromtimestamp(one.locked_until, dt.UTC).isoformat(timespec="seconds")
+        line(f"nobody logs in from {one.source} until {until}", err=True)

@@ -64,6 +64,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "CreateUser": _PEOPLE,
                 "DisableUser": _PEOPLE,
                 "SetRoles": _PEOPLE,
+                "UnlockUser": _PEOPLE,
                 "ResetPassword": _PEOPLE,
                 "ListUsers": _PEOPLE,
                 "IssueUserCertificate": _PEOPLE,

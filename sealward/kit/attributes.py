@@ -105,6 +105,7 @@ EVENT_TYPES = frozenset(
         "quota.list", "deid.draw", "deid.reidentify", "deid.list", "deid.drop",
         "policy.propose", "policy.read", "policy.reject", "policy.shadow", "policy.test",
         "user.create", "user.disable", "user.list", "user.certificate", "user.roles",
+        "user.unlock",
         "user.password", "session.watch", "session.cut",
         "log.consistency", "log.receipt", "access.denied", "audit.query", "audit.read",
         "audit.conflict", "audit.start", "audit.gap", "audit.clock", "audit.report", "audit.export",

@@ -126,6 +126,7 @@ class Reason(IntEnum):
 
     # People
     USER_CHANGED = 120
+    LOGIN_LOCKED = 121
 
     # Destruction
     KEY_DESTROYED = 110
@@ -196,5 +197,6 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.ROLE_MISSING: Code.PERMISSION_DENIED,
         Reason.CHALLENGE_UNKNOWN: Code.UNAUTHENTICATED,
         Reason.USER_CHANGED: Code.ABORTED,
+        Reason.LOGIN_LOCKED: Code.RESOURCE_EXHAUSTED,
     }
 )

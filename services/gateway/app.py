@@ -53,6 +53,7 @@ from services.gateway.factors.factors import Factors
 from services.gateway.factors.store import FactorStore
 from services.gateway.grants import Grants
 from services.gateway.ledgers import Ledgers
+from services.gateway.lockouts import Lockouts
 from services.gateway.membership_servicer import MembershipServicer
 from services.gateway.memberships import Memberships
 from services.gateway.metrics import GatewayMetrics
@@ -143,7 +144,13 @@ class Gateway:
         self._pool, self._remote_store = pool, _ = _session_pool(ctx)
         self._sealer = SessionSealer(pool, self._ring, log)
         self._passwords = Passwords(queue=settings.login_queue)
-        throttle = LoginThrottle(time.monotonic)
+        metrics = GatewayMetrics(ctx.metrics)
+        self._lockouts = Lockouts(
+            settings.data_dir / "lockouts.db", steady_time, failures=settings.lockout_failures,
+            source_failures=settings.lockout_source_failures, seconds=settings.lockout_seconds,
+            locked=metrics.locked,
+        )  # fmt: skip
+        throttle = LoginThrottle(time.monotonic, lockouts=self._lockouts)
         self._users = UserDirectory(settings.data_dir / "users.db", self._passwords, throttle)
         self._clients = ClientDirectory(settings.data_dir / "clients.db")
         self._identities = Identities(settings.data_dir / "identities.db")
@@ -165,7 +172,6 @@ class Gateway:
         policy = changes.live
         self._grants = Grants(settings.data_dir / "grants.db", steady_time)
         self._surrogates = Surrogates(settings.data_dir / "deid.db", self._ring)
-        metrics = GatewayMetrics(ctx.metrics)
         quotas = Quotas(pool, steady_time, metrics.quota_refused)
         self._memberships = Memberships(settings.data_dir / "memberships.db")
         authority = Authority(self._store, policy, settings.step_up_seconds, self._memberships.of)
@@ -317,7 +323,6 @@ class Gateway:
         )
         self.address = self._server.address
         self._guard = StreamGuard(self._server, authority.still, self._recorder.cut)
-        self._store.on_end(self._guard.look)
         self._catching_up = threading.Thread(
             target=self._every,
             args=(_CATCH_UP_SECONDS, self._offboarding.catch_up),
@@ -346,6 +351,7 @@ class Gateway:
         self._ticker.start()
         self._summaries.start()
         self._catching_up.start()
+        self._store.on_end(self._guard.look)
         self._guard.start()
         self._to_audit.start()
         self._to_inference.start()
@@ -369,6 +375,7 @@ class Gateway:
         self._ring.close()
         self._passwords.close()
         self._users.close()
+        self._lockouts.close()
         self._clients.close()
         self._identities.close()
         self._policies.close()

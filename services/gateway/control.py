@@ -64,6 +64,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_USER}CreateUser": "user.create",
         f"{_USER}DisableUser": "user.disable",
         f"{_USER}SetRoles": "user.roles",
+        f"{_USER}UnlockUser": "user.unlock",
         f"{_USER}ResetPassword": "user.password",
         f"{_USER}ListUsers": "user.list",
         f"{_USER}IssueUserCertificate": "user.certificate",

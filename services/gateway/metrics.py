@@ -19,6 +19,18 @@ class GatewayMetrics:
             ["policy", "kind"], registry=registry,
         )  # fmt: skip
 
+        self._lockouts = Counter(
+            "sealward_gateway_lockouts", "Locks after failed logins, by what was locked",
+            ["kind"], registry=registry,
+        )  # fmt: skip
+        # There from the start: the first lock is an increase as well.
+        for kind in ("user", "source"):
+            self._lockouts.labels(kind)
+
+    def locked(self, kind: str) -> None:
+        """Count one lock, of a `user` or a `source`."""
+        self._lockouts.labels(kind).inc()
+
     def quota_refused(self, policy: str, kind: str) -> None:
         """Count one refusal, by the policy's id and `calls`, `rows` or `concurrent`."""
         self._quotas.labels(policy, kind).inc()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from cryptography import x509
@@ -20,7 +22,7 @@ from sealward.api.keys.v1.keys_pb2_grpc import KeysServiceStub
 from sealward.kit import attributes as names
 from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
-from sealward.kit.identity import spiffe_id
+from sealward.kit.identity import Peer, spiffe_id
 from sealward.kit.reasons import Reason
 from sealward.kit.unreadable import X509_ERRORS
 from sealward.tlog.leaf import SALT_SIZE
@@ -29,6 +31,7 @@ from services.gateway import events
 from services.gateway.authority import Authority, Caller, deadline_of, note
 from services.gateway.control import UNDO
 from services.gateway.factors.factors import Factors
+from services.gateway.lockouts import SOURCE, USER
 from services.gateway.offboarding import Offboarding
 from services.gateway.remote import ask
 from services.gateway.session import Session
@@ -62,7 +65,9 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         """Log a user in. The certificate has to be the user's own."""
         call = call_of(context)
         identity = call.peer.identity
+        source = source_of(call.peer)
         if identity.kind != "user" or identity.name != request.user:
+            self._users.throttle.failed("", source)
             raise SealwardError(
                 Reason.IDENTITY_FORBIDDEN, "the certificate is not of this user", field="user"
             )
@@ -85,7 +90,7 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
             proven = int(steady_time())
 
         user = self._users.authenticate(
-            request.user, request.password, request.new_password, second
+            request.user, request.password, request.new_password, second, source
         )
         generation = user.generation
         if request.new_password:
@@ -249,12 +254,35 @@ class UserServicer(pb_grpc.UserServiceServicer):
         attributes[names.COUNT] = revoked = self._store.end_all(user.user_id)
         return pb.ResetPasswordResponse(revoked=revoked)
 
+    def UnlockUser(self, request: pb.UnlockUserRequest, context: Any) -> pb.UnlockUserResponse:
+        """Take a lock away."""
+        self._authority.admit(context)
+        if bool(request.user) == bool(request.source):
+            raise SealwardError(
+                Reason.FIELD_INVALID, "give either a user or a source", field="user"
+            )
+        attributes = call_of(context).attributes
+        if request.user:
+            user = self._users.existing(request.user).name
+            attributes[names.TARGET] = user
+            done = self._users.throttle.unlock(user=user)
+        else:
+            source = _address(request.source)
+            attributes[names.TARGET] = source
+            done = self._users.throttle.unlock(source=source)
+        return pb.UnlockUserResponse(unlocked=done)
+
     def ListUsers(self, _request: pb.ListUsersRequest, context: Any) -> pb.ListUsersResponse:
         """List all users."""
         self._authority.admit(context)
         found = self._users.all()
+        locks = self._users.throttle.locks(USER)
         call_of(context).attributes[names.COUNT] = len(found)
         return pb.ListUsersResponse(
+            locked_sources=[
+                pb.LockedSource(source=source, locked_until=until)
+                for source, until in self._users.throttle.locks(SOURCE).items()
+            ],
             users=[
                 pb.User(
                     user=user.name,
@@ -263,9 +291,10 @@ class UserServicer(pb_grpc.UserServiceServicer):
                     disabled=user.disabled,
                     created=user.created,
                     version=user.version,
+                    locked_until=locks.get(user.name, 0),
                 )
                 for user in found
-            ]
+            ],
         )
 
     def IssueUserCertificate(
@@ -368,6 +397,24 @@ class LogServicer(pb_grpc.LogServiceServicer):
             receipt.log_index, receipt.path, receipt.leaf, bytes(SALT_SIZE), checkpoint
         )
         return pb.GetReceiptResponse(receipt=text)
+
+
+def source_of(peer: Peer) -> str:
+    """Return the address that a call comes from, without its port; empty when it has none."""
+    address = unquote(peer.address)
+    kind, _, rest = address.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return ""
+    return rest.rpartition(":")[0].strip("[]")
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise SealwardError(
+            Reason.FIELD_INVALID, "a source is an IP address", field="source"
+        ) from None
 
 
 def _check_same_key(csr: bytes, spki_sha256: bytes) -> None:

@@ -58,6 +58,12 @@ class GatewaySettings(ServiceSettings):
     """Messages under way to audit before records gather for the next one."""
     inference_window: int = Field(default=1, ge=1, le=64)
     """Messages under way to inference before calls gather for the next one."""
+    lockout_failures: int = Field(default=10, ge=0, le=1000)
+    """Failed logins in a row that lock a user; 0 = never."""
+    lockout_source_failures: int = Field(default=300, ge=0, le=1_000_000)
+    """Failed logins from one address that lock it; 0 = never (behind one proxy all have one)."""
+    lockout_seconds: int = Field(default=900, ge=1, le=86400)
+    """How long a lock lasts, and how long failures count."""
     login_queue: int = Field(default=16, ge=0, le=1024)
     """Logins that may wait for the password check; more are refused at once."""
 

@@ -86,7 +86,7 @@ class UserDirectory:
 
     def __init__(self, path: Path, passwords: Passwords, throttle: LoginThrottle) -> None:
         self._passwords = passwords
-        self._throttle = throttle
+        self.throttle = throttle
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -272,25 +272,30 @@ class UserDirectory:
         password: str,
         new_password: str = "",
         second: Callable[[User], None] = lambda _user: None,
+        source: str = "",
     ) -> User:
         """Check a password, and change it when a new one is given.
 
         `second` checks what else this user has to show: it is called when the password is right and
-        before anything changes, and raises what stands against the login.
+        before anything changes, and raises what stands against the login. `source` is the address
+        that the login comes from.
 
         Raises LOGIN_FAILED, the same and after the same work, for an unknown or disabled user and
-        for a wrong password; RATE_LIMITED; OVERLOADED; PASSWORD_CHANGE_REQUIRED when the password
-        is for one use and no new one is given; PASSWORD_UNACCEPTABLE.
+        for a wrong password; RATE_LIMITED; LOGIN_LOCKED; OVERLOADED; PASSWORD_CHANGE_REQUIRED when
+        the password is for one use and no new one is given; PASSWORD_UNACCEPTABLE.
         """
-        self._throttle.check(name)
-        row = self._row(name)
-        right = self._passwords.verify(None if row is None else str(row[3]), password)
+        with self.throttle.attempt(name, source):
+            row = self._row(name)
+            right = self._passwords.verify(None if row is None else str(row[3]), password)
         if row is None or not right or row[5]:
-            self._throttle.failed(name)
+            self.throttle.failed(name, source)
             raise SealwardError(Reason.LOGIN_FAILED, "user name or password is wrong")
-        self._throttle.succeeded(name)
+        # Others may have failed meanwhile: as many guesses count as were made.
+        self.throttle.check(name, source)
         user = _user(row)
         second(user)
+        # Not before: a right password alone must not clear what wrong codes have counted.
+        self.throttle.succeeded(name)
         if new_password:
             check_new(new_password, "new_password", old=password)
         elif user.one_time:

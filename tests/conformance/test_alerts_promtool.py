@@ -58,6 +58,7 @@ FIRING: dict[str, dict[str, str]] = {
         'sealward_keys_provider_state{provider="vault",state="ready"}': "0x40",
         'sealward_keys_provider_state{provider="vault",state="degraded"}': "1x40",
     },
+    "LoginsLocked": {'sealward_gateway_lockouts_total{kind="user"}': "0x30 1x10"},
     "KeysVaultRenewalsFail": {"sealward_keys_vault_failed_renewals": "0x30 2x10"},
 }
 CALM: dict[str, str] = {

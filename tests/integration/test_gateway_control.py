@@ -41,6 +41,7 @@ from services.gateway.factors.factors import Factors
 from services.gateway.factors.store import FactorStore
 from services.gateway.grants import Grants
 from services.gateway.ledgers import Ledgers
+from services.gateway.lockouts import Lockouts
 from services.gateway.offboarding import Offboarding
 from services.gateway.passwords import Passwords
 from services.gateway.pipeline import audit_lost
@@ -101,7 +102,10 @@ class Suite:
         log = structlog.get_logger()
         self.ready = True
         self.states: list[bool] = []
-        self.users = UserDirectory(folder / "users.db", Passwords(CHEAP), LoginThrottle(lambda: 0))
+        self.now = 1_800_000_000.0
+        lockouts = Lockouts(folder / "lockouts.db", lambda: self.now, failures=3, seconds=60)
+        throttle = LoginThrottle(lambda: 0, lockouts=lockouts)
+        self.users = UserDirectory(folder / "users.db", Passwords(CHEAP), throttle)
         self.clients = ClientDirectory(folder / "clients.db")
         self.store = SessionStore(
             make_pool(f"unix://{server.unix_socket_path}"), PlainSealer(),
@@ -414,6 +418,34 @@ def test_a_password_that_was_reset_ends_sessions(suite: Suite) -> None:
     )
     new = pb.LoginRequest(user="ada", password="quite another one", new_password=PASSWORD)
     assert suite.call("SessionService.Login", new, user("ada")).token
+
+
+def test_who_is_locked_is_seen_and_unlocked(suite: Suite) -> None:
+    suite.users.create("ada", ["clinician"], PASSWORD, one_time=False)
+    right = pb.LoginRequest(user="ada", password=PASSWORD)
+    wrong = pb.LoginRequest(user="ada", password="wrong" * 3)
+    for _ in range(3):
+        with pytest.raises(SealwardError):
+            suite.call("SessionService.Login", wrong, user("ada"))
+    locked = lambda: suite.call("SessionService.Login", right, user("ada"))  # noqa: E731
+    assert refusal(locked) is Reason.LOGIN_LOCKED
+    said = suite.audit.said()
+    assert (said["event.type"], said["reason"]) == ("session.login", "LOGIN_LOCKED")
+    (ada,) = suite.call("UserService.ListUsers", pb.ListUsersRequest(), ADMIN).users
+    assert ada.locked_until > suite.now
+    unlock = pb.UnlockUserRequest(user="ada")
+    assert suite.call("UserService.UnlockUser", unlock, ADMIN).unlocked
+    said = suite.audit.said()
+    assert (said["event.type"], said["target"]) == ("user.unlock", "ada")
+    assert suite.call("SessionService.Login", right, user("ada")).token
+    for request in (
+        pb.UnlockUserRequest(),
+        pb.UnlockUserRequest(user="ada", source="192.0.2.1"),
+        pb.UnlockUserRequest(source="Robert'); --"),
+    ):
+        with pytest.raises(SealwardError) as caught:
+            suite.call("UserService.UnlockUser", request, ADMIN)
+        assert caught.value.reason is Reason.FIELD_INVALID
 
 
 def test_all_sessions_of_everybody_end(suite: Suite) -> None:

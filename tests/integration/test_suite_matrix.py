@@ -50,7 +50,7 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "RegisterClient": _PEOPLE, "ListClients": _PEOPLE, "RotateClientKeys": _PEOPLE,
     "DisableClient": _PEOPLE, "LinkIdentity": _PEOPLE, "UnlinkIdentity": _PEOPLE,
     "ListIdentities": _PEOPLE,
-    "SetRoles": _PEOPLE, "ResetPassword": _PEOPLE, "WatchSession": EVERYBODY,
+    "SetRoles": _PEOPLE, "UnlockUser": _PEOPLE, "ResetPassword": _PEOPLE, "WatchSession": EVERYBODY,
     "RequestAccess": STAFF, "ListAccess": STAFF, "RevokeAccess": STAFF,
     "ApproveAccess": _POLICY, "DenyAccess": _POLICY, "BreakGlass": frozenset({"break-glass"}),
     "GetPolicy": _POLICY | {"operator"}, "ListPolicies": _POLICY | {"operator"},

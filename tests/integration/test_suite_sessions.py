@@ -13,6 +13,7 @@ from sealward.api.gateway.v1 import access_pb2, gateway_pb2
 from sealward.api.gateway.v1.access_pb2_grpc import AccessServiceStub
 from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub, UserServiceStub
 from sealward.cli.connect import Admin, open_channel, user_channel, user_material
+from sealward.cli.errors import CliError
 from sealward.cli.rpc import error_info
 from tests.support.second_gateway import second_gateway
 from tests.support.suites import RunningSuite, request, until
@@ -84,6 +85,19 @@ def test_other_roles_end_sessions_and_streams_at_once(
     assert suite.refusal(name).details["reason"] == "SESSION_INVALID"
     stale = suite.sealward("user", "set-roles", name, "--role", "service", "--version", "1", code=1)
     assert stale["error"]["reason"] == "USER_CHANGED"
+
+
+def test_failed_logins_have_to_wait_until_somebody_unlocks(suite: RunningSuite) -> None:
+    name = suite.user("sessions-gus")
+    reasons = []
+    for _ in range(6):
+        with pytest.raises(CliError) as caught:
+            suite.login_with(name, "not the password at all")
+        reasons.append(caught.value.details["reason"])
+    assert reasons == ["LOGIN_FAILED"] * 5 + ["RATE_LIMITED"]
+    assert suite.sealward("user", "unlock", name)["unlocked"]
+    assert suite.login(name)
+    assert suite.sealward("user", "list")["locked_sources"] == []
 
 
 def test_who_is_disabled_has_nothing_left(suite: RunningSuite, open_stream: Any) -> None:

@@ -125,7 +125,7 @@ def test_the_shipped_set() -> None:
         if policy.decide(("break-glass",), "ModelInfer", "any", purpose, broken).permitted
     } == {"ETREAT", "BTG"}
     people = {"CreateUser", "DisableUser", "ListUsers", "RevokeSessions", "ListSessions"}
-    people |= {"SetRoles", "ResetPassword"}
+    people |= {"SetRoles", "UnlockUser", "ResetPassword"}
     assert {role for role, rpc, _ in permitted if rpc in people} == {"security-admin"}
 
 

@@ -188,6 +188,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """--- People -----------------------------------------------------------------------------------
     The user is not what the change was made against: read it and make the change again.
     """
+    REASON_LOGIN_LOCKED: _Reason.ValueType  # 121
+    """Too many logins of this user, or from this source, failed: wait for the time in RetryInfo, or have
+    it unlocked.
+    """
     REASON_KEY_DESTROYED: _Reason.ValueType  # 110
     """--- Destruction ------------------------------------------------------------------------------
     The key was destroyed on purpose: nothing opens what is sealed under it.
@@ -368,6 +372,10 @@ REASON_CHALLENGE_UNKNOWN: Reason.ValueType  # 138
 REASON_USER_CHANGED: Reason.ValueType  # 120
 """--- People -----------------------------------------------------------------------------------
 The user is not what the change was made against: read it and make the change again.
+"""
+REASON_LOGIN_LOCKED: Reason.ValueType  # 121
+"""Too many logins of this user, or from this source, failed: wait for the time in RetryInfo, or have
+it unlocked.
 """
 REASON_KEY_DESTROYED: Reason.ValueType  # 110
 """--- Destruction ------------------------------------------------------------------------------

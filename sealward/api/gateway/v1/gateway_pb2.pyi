@@ -528,6 +528,54 @@ class ResetPasswordResponse(_message.Message):
 Global___ResetPasswordResponse: _TypeAlias = ResetPasswordResponse  # noqa: Y015
 
 @_typing.final
+class UnlockUserRequest(_message.Message):
+    """Takes a lock away: of one of the two."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    """User name; or empty."""
+    source: _builtins.str
+    """IP address that logins come from; or empty."""
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockUserRequest: _TypeAlias = UnlockUserRequest  # noqa: Y015
+
+@_typing.final
+class UnlockUserResponse(_message.Message):
+    """Done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNLOCKED_FIELD_NUMBER: _builtins.int
+    unlocked: _builtins.bool
+    """Whether anything was counted against it."""
+    def __init__(
+        self,
+        *,
+        unlocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unlocked", b"unlocked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockUserResponse: _TypeAlias = UnlockUserResponse  # noqa: Y015
+
+@_typing.final
 class ListUsersRequest(_message.Message):
     """Lists users."""
 
@@ -551,22 +599,54 @@ class ListUsersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USERS_FIELD_NUMBER: _builtins.int
+    LOCKED_SOURCES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___User]:
         """Sorted by name."""
+
+    @_builtins.property
+    def locked_sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockedSource]:
+        """Sources from which nobody logs in for a while."""
 
     def __init__(
         self,
         *,
         users: _abc.Iterable[Global___User] | None = ...,
+        locked_sources: _abc.Iterable[Global___LockedSource] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locked_sources", b"locked_sources", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListUsersResponse: _TypeAlias = ListUsersResponse  # noqa: Y015
+
+@_typing.final
+class LockedSource(_message.Message):
+    """A source that is locked after failed logins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """IP address."""
+    locked_until: _builtins.int
+    """Seconds since the epoch."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        locked_until: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locked_until", b"locked_until", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockedSource: _TypeAlias = LockedSource  # noqa: Y015
 
 @_typing.final
 class User(_message.Message):
@@ -580,6 +660,7 @@ class User(_message.Message):
     DISABLED_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    LOCKED_UNTIL_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """Name."""
     user_id: _builtins.str
@@ -590,6 +671,8 @@ class User(_message.Message):
     """Seconds since the epoch."""
     version: _builtins.int
     """Rises with each change of the user."""
+    locked_until: _builtins.int
+    """Locked after failed logins until then, seconds since the epoch; 0 = not locked."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Roles."""
@@ -603,10 +686,11 @@ class User(_message.Message):
         disabled: _builtins.bool = ...,
         created: _builtins.int = ...,
         version: _builtins.int = ...,
+        locked_until: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "disabled", b"disabled", "roles", b"roles", "user", b"user", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "disabled", b"disabled", "locked_until", b"locked_until", "roles", b"roles", "user", b"user", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -308,6 +308,11 @@ class UserServiceStub(object):
                 request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordRequest.SerializeToString,
                 response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordResponse.FromString,
                 _registered_method=True)
+        self.UnlockUser = channel.unary_unary(
+                '/sealward.api.gateway.v1.UserService/UnlockUser',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UnlockUserRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UnlockUserResponse.FromString,
+                _registered_method=True)
         self.ListUsers = channel.unary_unary(
                 '/sealward.api.gateway.v1.UserService/ListUsers',
                 request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ListUsersRequest.SerializeToString,
@@ -353,6 +358,13 @@ class UserServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UnlockUser(self, request, context):
+        """Takes a lock after failed logins away, of a user or of a source.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUsers(self, request, context):
         """Lists users, without secrets.
         """
@@ -390,6 +402,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.ResetPassword,
                     request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordRequest.FromString,
                     response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordResponse.SerializeToString,
+            ),
+            'UnlockUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlockUser,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UnlockUserRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UnlockUserResponse.SerializeToString,
             ),
             'ListUsers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsers,
@@ -511,6 +528,33 @@ class UserService(object):
             '/sealward.api.gateway.v1.UserService/ResetPassword',
             sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordRequest.SerializeToString,
             sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ResetPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlockUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.gateway.v1.UserService/UnlockUser',
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UnlockUserRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UnlockUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -128,6 +128,8 @@ class UserServiceStub:
     """Gives a user other roles; their sessions end. Nobody changes their own."""
     ResetPassword: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ResetPasswordRequest, _gateway_pb2.ResetPasswordResponse]
     """Gives a user another password; their sessions end."""
+    UnlockUser: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.UnlockUserRequest, _gateway_pb2.UnlockUserResponse]
+    """Takes a lock after failed logins away, of a user or of a source."""
     ListUsers: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListUsersRequest, _gateway_pb2.ListUsersResponse]
     """Lists users, without secrets."""
     IssueUserCertificate: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.IssueUserCertificateRequest, _gateway_pb2.IssueUserCertificateResponse]
@@ -150,6 +152,8 @@ class UserServiceAsyncStub(UserServiceStub):
     """Gives a user other roles; their sessions end. Nobody changes their own."""
     ResetPassword: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ResetPasswordRequest, _gateway_pb2.ResetPasswordResponse]  # type: ignore[assignment]
     """Gives a user another password; their sessions end."""
+    UnlockUser: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UnlockUserRequest, _gateway_pb2.UnlockUserResponse]  # type: ignore[assignment]
+    """Takes a lock after failed logins away, of a user or of a source."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListUsersRequest, _gateway_pb2.ListUsersResponse]  # type: ignore[assignment]
     """Lists users, without secrets."""
     IssueUserCertificate: _aio.UnaryUnaryMultiCallable[_gateway_pb2.IssueUserCertificateRequest, _gateway_pb2.IssueUserCertificateResponse]  # type: ignore[assignment]
@@ -193,6 +197,14 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.ResetPasswordResponse, _abc.Awaitable[_gateway_pb2.ResetPasswordResponse]]:
         """Gives a user another password; their sessions end."""
+
+    @_abc_1.abstractmethod
+    def UnlockUser(
+        self,
+        request: _gateway_pb2.UnlockUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.UnlockUserResponse, _abc.Awaitable[_gateway_pb2.UnlockUserResponse]]:
+        """Takes a lock after failed logins away, of a user or of a source."""
 
     @_abc_1.abstractmethod
     def ListUsers(
