@@ -12,7 +12,7 @@ import typer
 
 from sealward.cli.acting import Acting, As
 from sealward.cli.options import DEFAULT, Dir, Json, User
-from sealward.cli.output import emit, table
+from sealward.cli.output import emit, line, table
 from sealward.cli.suite import Suite
 
 if TYPE_CHECKING:
@@ -162,6 +162,41 @@ def break_glass(
         text=f"emergency access until {_time(answer.expires)}; it is on record and will be reviewed"
         f"\n  sealward infer MODEL --input FILE --user {user} --patient REFERENCE --break-glass",
     )  # fmt: skip
+
+
+@app.command("review")
+def review(
+    as_of: Annotated[
+        str, typer.Option("--as-of", help="Under the policy of then: 30d, 2026-05-01, ISO time.")
+    ] = "",
+    user: Annotated[str, typer.Option("--of", metavar="NAME", help="Only of this one.")] = "",
+    dormant_days: Annotated[
+        int, typer.Option("--dormant-days", min=1, help="Who made no call for so long.")
+    ] = 90,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row for each right.")] = False,
+    acting: As = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """List who may call what, by which rule, and when they last did (164.308(a)(4)(ii)(C))."""
+    from sealward.cli.accessreview import ask, csv_text, show, value
+
+    with _acting(directory, acting, "reviewing access") as who:
+        found = ask(who, as_of=as_of, user=user, dormant_days=dormant_days)
+    if as_json:
+        emit(value(found), as_json=True)
+    elif as_csv:
+        line(csv_text(found).rstrip("\n"))
+    else:
+        show(found)
+
+
+@contextmanager
+def _acting(directory: Path, acting: str, what: str) -> Iterator[Acting]:
+    from sealward.cli.rpc import calling
+
+    with calling(what), Acting(Suite.at(directory), acting) as who:
+        yield who
 
 
 @contextmanager

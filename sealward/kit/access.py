@@ -118,6 +118,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             {"SetMembership": _PEOPLE, "ListMemberships": _PEOPLE},
         ),
         **_service("sealward.api.gateway.v1.QuotaService", {"ListQuotas": _PEOPLE}),
+        **_service("sealward.api.gateway.v1.AccessReviewService", {"ReviewAccess": _PEOPLE}),
         **_service(
             "sealward.api.gateway.v1.DeidService",
             {
@@ -197,6 +198,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "SignOff": _ADMIN,
                 "ListBursts": _ADMIN,
                 "ListActivity": _ADMIN,
+                "ListUse": _GATEWAY | _ADMIN,
             },
         ),
         **_service("sealward.api.audit.v1.CosigningService", {"GetCosigning": _ADMIN}),

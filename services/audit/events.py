@@ -50,6 +50,7 @@ _TYPES: Mapping[str, str] = {
     f"{_REVIEW}/SignOff": "audit.review",
     f"{_REVIEW}/ListBursts": "audit.report",
     f"{_REVIEW}/ListActivity": "audit.report",
+    f"{_REVIEW}/ListUse": "audit.report",
     "/sealward.api.common.v1.HolderService/Rewrap": "keys.rewrap-pass",
     "/sealward.api.audit.v1.LogAdminService/ListLogs": "audit.logs",
     "/sealward.api.audit.v1.LogAdminService/ListHolds": "audit.logs",

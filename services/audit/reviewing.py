@@ -22,7 +22,7 @@ from services.audit.entry import MAX_PATIENT_BYTES
 from services.audit.queries import summary_of
 from services.audit.reading import events, unavailable
 from services.audit.receipts import Receipts
-from services.audit.reports import activity, bursts, disclosures, reviews
+from services.audit.reports import activity, bursts, disclosures, reviews, uses
 from services.audit.reports.found import Found
 from services.audit.rows import OWN, RowReader
 from services.audit.shards import Shards
@@ -208,6 +208,32 @@ class ReviewServicer(review_pb2_grpc.ReviewServiceServicer):
         )
         left[names.COUNT] = len(rows)
         return review_pb2.ListActivityResponse(rows=[_activity(row) for row in rows])
+
+    def ListUse(
+        self, request: review_pb2.ListUseRequest, context: grpc.ServicerContext
+    ) -> review_pb2.ListUseResponse:
+        """When each actor last did what."""
+        left = call_of(context).attributes
+        if _NAME.fullmatch(request.user):
+            left[names.TARGET] = request.user
+        asked = audit_pb2.QueryEventsRequest(
+            user=request.user,
+            outcome="ok",
+            since_unix_nano=_time(request.since_unix_nano, "since_unix_nano"),
+            until_unix_nano=_time(request.until_unix_nano, "until_unix_nano"),
+            tenant=request.tenant,
+        )
+        rows = uses.uses(events(self._shards, asked))
+        left[names.COUNT] = len(rows)
+        return review_pb2.ListUseResponse(
+            rows=[
+                review_pb2.Use(
+                    actor=kind.actor, kind=kind.kind, type=kind.type, model=kind.model,
+                    purpose=kind.purpose, last_unix_nano=last, count=count,
+                )
+                for kind, (last, count) in rows
+            ]
+        )  # fmt: skip
 
     def _decisions(self) -> list[Found]:
         # Reviewers' records are own events, and those are in the default tenant's logs.

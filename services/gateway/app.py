@@ -22,6 +22,7 @@ from sealward.api.gateway.v1 import (
     oidc_pb2_grpc,
     policy_pb2_grpc,
     quota_pb2_grpc,
+    review_pb2_grpc,
     workload_pb2_grpc,
 )
 from sealward.api.inference.v1.inference_pb2 import InferRequest, InferResponse
@@ -70,6 +71,7 @@ from services.gateway.policy.store import PolicyStore
 from services.gateway.policy_servicer import PolicyServicer
 from services.gateway.quota_servicer import QuotaServicer
 from services.gateway.quotas import Quotas
+from services.gateway.review_servicer import AccessReviewServicer
 from services.gateway.sealing import SessionSealer
 from services.gateway.servicer import LogServicer, SessionServicer, UserServicer
 from services.gateway.sessions import SessionStore, make_pool
@@ -306,6 +308,19 @@ class Gateway:
                 (
                     destruction_pb2_grpc.add_DestructionServiceServicer_to_server,
                     DestructionServicer(authority, keys_channels.get),
+                ),
+                (
+                    review_pb2_grpc.add_AccessReviewServiceServicer_to_server,
+                    AccessReviewServicer(
+                        authority,
+                        changes,
+                        self._users,
+                        self._clients,
+                        self._grants,
+                        self._memberships.of,
+                        lambda: self._catalog.names,
+                        audit_channels.get,
+                    ),
                 ),
                 (
                     gateway_pb2_grpc.add_LogServiceServicer_to_server,

@@ -91,6 +91,7 @@ EVENT_TYPES: Mapping[str, str] = MappingProxyType(
         f"{_ACCESS}DenyAccess": "access.deny",
         f"{_ACCESS}RevokeAccess": "access.revoke",
         f"{_ACCESS}BreakGlass": "session.break-glass",
+        "/sealward.api.gateway.v1.AccessReviewService/ReviewAccess": "access.review",
         f"{_POLICY}GetPolicy": "policy.read",
         f"{_POLICY}ListPolicies": "policy.read",
         f"{_POLICY}ProposePolicy": "policy.propose",

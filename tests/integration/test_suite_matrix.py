@@ -22,6 +22,7 @@ from sealward.api.gateway.v1 import (
     oidc_pb2,
     policy_pb2,
     quota_pb2,
+    review_pb2,
     workload_pb2,
 )
 from sealward.api.oip.v2 import open_inference_pb2
@@ -53,6 +54,7 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "SetRoles": _PEOPLE, "UnlockUser": _PEOPLE, "ResetPassword": _PEOPLE, "WatchSession": EVERYBODY,
     "RequestAccess": STAFF, "ListAccess": STAFF, "RevokeAccess": STAFF,
     "ApproveAccess": _POLICY, "DenyAccess": _POLICY, "BreakGlass": frozenset({"break-glass"}),
+    "ReviewAccess": _POLICY,
     "GetPolicy": _POLICY | {"operator"}, "ListPolicies": _POLICY | {"operator"},
     "ExplainPolicy": _POLICY | {"operator"}, "TestPolicy": _POLICY, "DiffPolicy": _POLICY,
     "ProposePolicy": _POLICY, "ApprovePolicy": _POLICY, "RejectPolicy": _POLICY,
@@ -87,7 +89,7 @@ def methods() -> Iterator[tuple[str, str]]:
     """Every method of the gateway's protos: its short name and its path."""
     files = (
         open_inference_pb2, destruction_pb2, gateway_pb2, policy_pb2, access_pb2, factor_pb2,
-        membership_pb2, quota_pb2, deid_pb2, workload_pb2, oidc_pb2,
+        membership_pb2, quota_pb2, deid_pb2, workload_pb2, oidc_pb2, review_pb2,
     )  # fmt: skip
     for file in files:
         for service in file.DESCRIPTOR.services_by_name.values():

@@ -16,7 +16,9 @@ ROLES = (
     "break-glass",
 )  # fmt: skip
 # Before a session there is no role to decide about; health and reflection are of the chassis.
-_OPEN = frozenset({"ServerLive", "ServerReady", "Login"})
+_OPEN = frozenset(
+    {"ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin"}
+)
 _PREFIXES = ("/inference.GRPCInferenceService/", "/sealward.api.gateway.v1.")
 _DENIED = "POLICY_DENIED"
 _ONE_IN = 6

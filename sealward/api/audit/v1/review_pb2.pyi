@@ -637,3 +637,107 @@ class Activity(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Activity: _TypeAlias = Activity  # noqa: Y015
+
+@_typing.final
+class ListUseRequest(_message.Message):
+    """Asks for uses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    UNTIL_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    since_unix_nano: _builtins.int
+    """Nanoseconds since the epoch, inclusive."""
+    until_unix_nano: _builtins.int
+    """Nanoseconds since the epoch, exclusive; 0 = now."""
+    user: _builtins.str
+    """Only of this actor; empty = of all."""
+    tenant: _builtins.str
+    """Whose logs; empty = `default`."""
+    def __init__(
+        self,
+        *,
+        since_unix_nano: _builtins.int = ...,
+        until_unix_nano: _builtins.int = ...,
+        user: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since_unix_nano", b"since_unix_nano", "tenant", b"tenant", "until_unix_nano", b"until_unix_nano", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUseRequest: _TypeAlias = ListUseRequest  # noqa: Y015
+
+@_typing.final
+class ListUseResponse(_message.Message):
+    """Uses that ended ok, by actor, type, model and purpose."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Use]:
+        """The rows, sorted."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___Use] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUseResponse: _TypeAlias = ListUseResponse  # noqa: Y015
+
+@_typing.final
+class Use(_message.Message):
+    """What one actor did in one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTOR_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    LAST_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    """`sealward.actor.id`."""
+    kind: _builtins.str
+    """`sealward.actor.kind`."""
+    type: _builtins.str
+    """`sealward.event.type`."""
+    model: _builtins.str
+    """`sealward.model.name`."""
+    purpose: _builtins.str
+    """`sealward.purpose`."""
+    last_unix_nano: _builtins.int
+    """The last time, nanoseconds since the epoch."""
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        actor: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        type: _builtins.str = ...,
+        model: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        last_unix_nano: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "count", b"count", "kind", b"kind", "last_unix_nano", b"last_unix_nano", "model", b"model", "purpose", b"purpose", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Use: _TypeAlias = Use  # noqa: Y015

@@ -65,6 +65,11 @@ class ReviewServiceStub(object):
                 request_serializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListActivityRequest.SerializeToString,
                 response_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListActivityResponse.FromString,
                 _registered_method=True)
+        self.ListUse = channel.unary_unary(
+                '/sealward.api.audit.v1.ReviewService/ListUse',
+                request_serializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListUseRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListUseResponse.FromString,
+                _registered_method=True)
 
 
 class ReviewServiceServicer(object):
@@ -113,6 +118,13 @@ class ReviewServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUse(self, request, context):
+        """When each user last did what: for reviews of access.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReviewServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_ReviewServiceServicer_to_server(servicer, server):
                     servicer.ListActivity,
                     request_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListActivityRequest.FromString,
                     response_serializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListActivityResponse.SerializeToString,
+            ),
+            'ListUse': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUse,
+                    request_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListUseRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListUseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class ReviewService(object):
             '/sealward.api.audit.v1.ReviewService/ListActivity',
             sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListActivityRequest.SerializeToString,
             sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.audit.v1.ReviewService/ListUse',
+            sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListUseRequest.SerializeToString,
+            sealward_dot_api_dot_audit_dot_v1_dot_review__pb2.ListUseResponse.FromString,
             options,
             channel_credentials,
             insecure,

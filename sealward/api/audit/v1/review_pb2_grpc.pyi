@@ -45,6 +45,8 @@ class ReviewServiceStub:
     """Refusals, or failed logins, that came close together."""
     ListActivity: _grpc.UnaryUnaryMultiCallable[_review_pb2.ListActivityRequest, _review_pb2.ListActivityResponse]
     """What each user did, or what was done with each model."""
+    ListUse: _grpc.UnaryUnaryMultiCallable[_review_pb2.ListUseRequest, _review_pb2.ListUseResponse]
+    """When each user last did what: for reviews of access."""
 
 @_typing.type_check_only
 class ReviewServiceAsyncStub(ReviewServiceStub):
@@ -63,6 +65,8 @@ class ReviewServiceAsyncStub(ReviewServiceStub):
     """Refusals, or failed logins, that came close together."""
     ListActivity: _aio.UnaryUnaryMultiCallable[_review_pb2.ListActivityRequest, _review_pb2.ListActivityResponse]  # type: ignore[assignment]
     """What each user did, or what was done with each model."""
+    ListUse: _aio.UnaryUnaryMultiCallable[_review_pb2.ListUseRequest, _review_pb2.ListUseResponse]  # type: ignore[assignment]
+    """When each user last did what: for reviews of access."""
 
 class ReviewServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers for privacy officers. Every question is itself recorded before it is answered."""
@@ -114,5 +118,13 @@ class ReviewServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_review_pb2.ListActivityResponse, _abc.Awaitable[_review_pb2.ListActivityResponse]]:
         """What each user did, or what was done with each model."""
+
+    @_abc_1.abstractmethod
+    def ListUse(
+        self,
+        request: _review_pb2.ListUseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_review_pb2.ListUseResponse, _abc.Awaitable[_review_pb2.ListUseResponse]]:
+        """When each user last did what: for reviews of access."""
 
 def add_ReviewServiceServicer_to_server(servicer: ReviewServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
