@@ -14,6 +14,7 @@ from sealward.kit.chain import STREAMS, Around, Chain, ControlCall
 from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.halfopen import HalfOpen
+from sealward.kit.pinning import Pins
 from sealward.kit.settings import ServiceSettings, split_address
 
 # What the core lets through above our own limit, so that an oversize request is refused by us, with
@@ -167,11 +168,17 @@ class GrpcServer:
         if not bound:
             raise StartupError(f"cannot listen on {settings.address}: is it in use?")
         self.address = f"{host}:{bound}"
+        self._pins = Pins((host, bound))
 
     def start(self) -> None:
         """Serve."""
         self._half_open.start()
         self._server.start()
+        self._ctx.credentials.before_change(self._pin)
+
+    def _pin(self) -> None:
+        if not self._pins.pin():
+            self._ctx.log.warning("listener.unpinned", address=self.address)
 
     def recheck(
         self, judge: Callable[[ControlCall], SealwardError | None]
@@ -187,6 +194,7 @@ class GrpcServer:
             front.close()
         self._server.stop(grace).wait(grace + 1.0)
         self._half_open.stop()
+        self._pins.close()
 
     def _who(self, context: Any) -> str:
         try:

@@ -112,6 +112,33 @@ def make_csr(key: ec.EllipticCurvePrivateKey, name: str) -> x509.CertificateSign
     return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
 
 
+class _Changes:
+    """What a listener's core asks at each handshake: None while nothing has changed.
+
+    Anything else makes it replace the settings that other handshakes are reading.
+    """
+
+    def __init__(
+        self, material: Callable[[], Material], roots: Callable[[Material], bytes | None]
+    ) -> None:
+        self._material = material
+        self._roots = roots
+        self._lock = threading.Lock()
+        self._served: Material | None = None
+
+    def configuration(self, material: Material) -> grpc.ServerCertificateConfiguration:
+        """Return material as the core takes it, and note that it has been taken."""
+        self._served = material
+        return grpc.ssl_server_certificate_configuration(
+            [(material.key_pem, material.chain_pem)], self._roots(material)
+        )
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        with self._lock:
+            material = self._material()
+            return None if material is self._served else self.configuration(material)
+
+
 class Credentials:
     """The material in use. Thread-safe; holders are told of each change."""
 
@@ -119,6 +146,7 @@ class Credentials:
         self._lock = threading.Lock()
         self._material = material
         self._listeners: list[Callable[[], None]] = []
+        self._before: list[Callable[[], object]] = []
 
     @property
     def material(self) -> Material:
@@ -130,6 +158,7 @@ class Credentials:
 
     def install(self, material: Material) -> None:
         """Put new material into use."""
+        self._prepare()
         with self._lock:
             self._material = material
             listeners = list(self._listeners)
@@ -145,6 +174,7 @@ class Credentials:
             x509.load_pem_x509_certificates(bundle_pem)
         except ValueError:
             raise StartupError("the trust bundle is not valid PEM") from None
+        self._prepare()
         with self._lock:
             if self._material is None:
                 raise StartupError("there is no certificate")
@@ -158,31 +188,36 @@ class Credentials:
         with self._lock:
             self._listeners.append(listener)
 
+    def before_change(self, prepare: Callable[[], object]) -> None:
+        """Call `prepare` before each change, by whoever makes it."""
+        with self._lock:
+            self._before.append(prepare)
+
     def server(self) -> grpc.ServerCredentials:
-        """Credentials of a listener that requires client certificates and follows renewals."""
+        """Credentials of a listener that requires client certificates and follows renewals.
 
-        def configuration() -> grpc.ServerCertificateConfiguration:
-            material = self.material
-            return grpc.ssl_server_certificate_configuration(
-                [(material.key_pem, material.chain_pem)], material.bundle_pem
-            )
-
-        return grpc.dynamic_ssl_server_credentials(
-            configuration(), configuration, require_client_authentication=True
-        )
+        Whoever listens with it pins each change (pinning.py).
+        """
+        return self._following(lambda material: material.bundle_pem)
 
     def server_alone(self) -> grpc.ServerCredentials:
         """Credentials of the one listener whose callers have no certificate yet (joining)."""
+        return self._following(lambda _material: None)
 
-        def configuration() -> grpc.ServerCertificateConfiguration:
-            material = self.material
-            return grpc.ssl_server_certificate_configuration(
-                [(material.key_pem, material.chain_pem)]
-            )
-
+    def _following(self, roots: Callable[[Material], bytes | None]) -> grpc.ServerCredentials:
+        changes = _Changes(lambda: self.material, roots)
+        first = self.material
         return grpc.dynamic_ssl_server_credentials(
-            configuration(), configuration, require_client_authentication=False
+            changes.configuration(first),
+            changes,  # type: ignore[arg-type] # None means unchanged; the stubs do not know
+            require_client_authentication=roots(first) is not None,
         )
+
+    def _prepare(self) -> None:
+        with self._lock:
+            before = list(self._before)
+        for prepare in before:
+            prepare()
 
     def channel(self) -> grpc.ChannelCredentials:
         """Credentials of a channel, as of now: grpcio has no reload on the client side."""

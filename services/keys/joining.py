@@ -26,6 +26,7 @@ from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.identity import Identity, parse_identity
 from sealward.kit.joining import TOKEN_BYTES, spki_sha256
 from sealward.kit.oldtls import refuse_old_tls
+from sealward.kit.pinning import Pins
 from sealward.kit.reasons import Code, Reason
 from sealward.kit.settings import split_address
 from sealward.kit.tls import Material
@@ -43,6 +44,8 @@ _LARGEST_BYTES = 32 << 10
 _THREADS = 8
 _ATTEMPTS = 5.0
 """Calls a second of one address, and as many at once."""
+_PIN_SECONDS = 4.0
+"""Shorter than the listener lets a handshake be."""
 
 
 class JoinTokens:
@@ -178,16 +181,19 @@ class JoinListener:
         if not bound:
             raise StartupError(f"cannot listen on {ctx.settings.join_address}: is it in use?")
         self.address = f"{host}:{bound}"
+        self._pins = Pins((host, bound), _PIN_SECONDS)
 
     def start(self) -> None:
         """Serve; raise StartupError when the listener accepts TLS 1.2."""
         self._server.start()
+        self._ctx.credentials.before_change(self._pins.pin)
         refuse_old_tls(self.address)
         self._ctx.log.info("join.listening", address=self.address)
 
     def stop(self, grace: float) -> None:
         """Let calls in flight end within `grace` seconds."""
         self._server.stop(grace).wait(grace + 1.0)
+        self._pins.close()
 
     def _enroll(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         started = time.perf_counter()
