@@ -17,7 +17,7 @@ app = typer.Typer(help="Parameters of people in roles, which policies read.", no
 
 @app.command("set")
 def set_(
-    user: Annotated[str, typer.Argument(metavar="USER", help="User name.")],
+    user: Annotated[str, typer.Argument(metavar="USER", help="User, or workload/NAME.")],
     role: Annotated[str, typer.Option("--role", help="Role that the user has.")],
     parameters: Annotated[
         list[str] | None,

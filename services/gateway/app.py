@@ -80,6 +80,7 @@ from services.gateway.spent import Spent
 from services.gateway.steady import steady_time
 from services.gateway.storetls import StoreTls, connection_options
 from services.gateway.streams import StreamGuard
+from services.gateway.subjects import Subjects
 from services.gateway.surrogates import Surrogates
 from services.gateway.throttle import LoginThrottle
 from services.gateway.users import UserDirectory
@@ -180,8 +181,8 @@ class Gateway:
         self._offboarding = Offboarding(
             self._users, self._store, self._grants, keys_channels.get, settings.trust_domain, log
         )
-        denials = DenialLimit()
-        writer = EventWriter()
+        subjects = Subjects(self._users, self._clients)
+        denials, writer = DenialLimit(), EventWriter()
         self._catalog = Catalog(inference_channels.get, settings.time_limit_seconds, log)
         self._front = UnaryFront([METHOD], ctx.peers, ctx.server_metrics, log)
 
@@ -268,7 +269,7 @@ class Gateway:
                 ),
                 (
                     membership_pb2_grpc.add_MembershipServiceServicer_to_server,
-                    MembershipServicer(authority, self._memberships, self._users),
+                    MembershipServicer(authority, self._memberships, subjects),
                 ),
                 (
                     deid_pb2_grpc.add_DeidServiceServicer_to_server,
@@ -279,7 +280,7 @@ class Gateway:
                     QuotaServicer(
                         authority,
                         quotas,
-                        self._users,
+                        subjects,
                         policy.quotas_of,
                         self._memberships.of,
                     ),

@@ -15,7 +15,7 @@ from services.gateway.authority import Authority
 from services.gateway.memberships import Parameters
 from services.gateway.policy.limits import Limit
 from services.gateway.quotas import Quotas
-from services.gateway.users import User, UserDirectory
+from services.gateway.subjects import Subject, Subjects
 
 _SEE_OTHERS = "ListPolicies"
 
@@ -30,13 +30,13 @@ class QuotaServicer(pb_grpc.QuotaServiceServicer):
         self,
         authority: Authority,
         quotas: Quotas,
-        users: UserDirectory,
+        subjects: Subjects,
         limits: Callable[[Sequence[str], Parameters], Iterable[Limit]],
         parameters: Callable[[str, tuple[str, ...]], Parameters],
     ) -> None:
         self._authority = authority
         self._quotas = quotas
-        self._users = users
+        self._subjects = subjects
         self._limits = limits
         self._parameters = parameters
 
@@ -44,6 +44,8 @@ class QuotaServicer(pb_grpc.QuotaServiceServicer):
         """List: one's own, or those of others for who may read the policies."""
         caller = self._authority.admit(context)
         own = "" if caller.session is None else caller.session.user
+        if caller.identity.kind == "workload":
+            own = f"workload/{own}"
         others = request.everybody or caller.local or request.user not in ("", own)
         if others and not self._authority.may(caller, _SEE_OTHERS):
             raise SealwardError(Reason.POLICY_DENIED, "no rule permits this role others' quotas")
@@ -55,23 +57,21 @@ class QuotaServicer(pb_grpc.QuotaServiceServicer):
         return pb.ListQuotasResponse(quotas=found)
 
     def _of(self, name: str, context: Any) -> list[pb.Quota]:
-        user = self._users.get(name)
-        if user is None:
-            raise SealwardError(Reason.NOT_FOUND, "there is no such user", field="user")
+        user = self._subjects.named(name)
         call_of(context).attributes[names.TARGET] = user.name
-        mine = self._limits(user.roles, self._parameters(user.user_id, user.roles))
+        mine = self._limits(user.roles, self._parameters(user.id, user.roles))
         return [self._quota(limit, user) for limit in sorted(set(mine))]
 
     def _everybody(self) -> list[pb.Quota]:
-        users = {user.user_id: user for user in self._users.all()}
+        users = {user.id: user for user in self._subjects.all()}
         return [
             self._quota(limit, users.get(user_id))
             for limit, user_id in self._quotas.active()
             if limit.shared or user_id in users
         ]
 
-    def _quota(self, limit: Limit, user: User | None) -> pb.Quota:
-        used, resets = self._quotas.used(limit, "" if user is None else user.user_id)
+    def _quota(self, limit: Limit, user: Subject | None) -> pb.Quota:
+        used, resets = self._quotas.used(limit, "" if user is None else user.id)
         return pb.Quota(
             rule=limit.rule, kind=limit.kind, amount=limit.amount, seconds=limit.seconds,
             shared=limit.shared, user="" if limit.shared or user is None else user.name,

@@ -48,7 +48,7 @@ class Membership(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     user: _builtins.str
-    """User name."""
+    """User name, or `workload/NAME` for a registered program."""
     role: _builtins.str
     """Role."""
     @_builtins.property
