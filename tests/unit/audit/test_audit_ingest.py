@@ -23,7 +23,7 @@ from sealward.kit.spans import attribute
 from sealward.tlog.leaf import PREFIX_SIZE, parse_leaf
 from services.audit.committer import Committer, MeteredAppender
 from services.audit.entry import Candidate, EntryMaker, _reference
-from services.audit.ingest_otlp import TraceIngest
+from services.audit.ingest_otlp import PART_SPANS, TraceIngest
 from services.audit.log import Committed
 from services.audit.metrics import AuditMetrics
 from services.audit.otlpwire import ExportRequest
@@ -68,6 +68,25 @@ def opened(suite: Suite, index: int) -> Span:
 
 def values(span: Span) -> dict[str, str]:
     return {pair.key: pair.value.string_value for pair in span.attributes}
+
+
+def test_one_request_makes_no_more_wait_than_a_part(
+    suite: Suite, metrics: AuditMetrics, logger: Any
+) -> None:
+    waited: list[int] = []
+    committer = Committer(
+        MeteredAppender(suite.log, metrics), logger, 1000, lambda _: None, waited.append
+    )
+    committer.start()
+    spans = [span_bytes("keys.branch-create") for _ in range(2 * PART_SPANS)]
+    try:
+        ingest = TraceIngest(committer, suite.maker, metrics)
+        response = ingest.ingest(request(*spans, b"", b"no span"), GATEWAY)
+    finally:
+        committer.close(10)
+    assert response.partial_success.rejected_spans == 2
+    assert suite.log.head[0] == len(spans)
+    assert max(waited) <= PART_SPANS
 
 
 def test_spans_are_durable_when_acknowledged_and_stored_once(
