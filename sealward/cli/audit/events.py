@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from sealward.cli.audit.asking import ReceiptsTo, Tenant, write_receipts
 from sealward.cli.audit.common import Event, Limit, event_id
-from sealward.cli.errors import CliError
+from sealward.cli.errors import CliError, Exit
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line, table
 from sealward.cli.suite import Suite
@@ -32,6 +33,8 @@ class Outcome(StrEnum):
 
 _COLUMNS = ("index", "time", "type", "outcome", "reason", "actor", "model", "purpose", "event")
 _FOLLOW_SECONDS = 0.5
+_FOLLOW_MORE = 100
+_MOST = 10_000
 _COMPLETE_SECONDS = 3600.0
 
 
@@ -104,7 +107,7 @@ def query(
             found["scans"] = scans
         emit(found, as_json=True)
     else:
-        table(_COLUMNS, [_cells(event) for event in events], empty="no events")
+        _print_table(events)
         for scan in scans:
             line(f"read whole: {scan['entries']} entries of {scan['origin']}, root {scan['root']}")
     if any(scan["differences"] for scan in scans):
@@ -119,20 +122,52 @@ def tail(
 ) -> None:
     """Show the newest events, oldest of them first."""
     suite = Suite.at(directory)
-    shown = -1
+    events = _query(suite, limit=limit)
+    shown: dict[str, int] = {}
+    heading = True
     while True:
-        events = [e for e in reversed(_query(suite, limit=limit)) if e.log_index > shown]
+        events.reverse()
         if as_json:
             import json
 
             for event in events:
                 line(json.dumps(_row(event)))
         elif events:
-            _print_rows(events, heading=shown < 0)
-        shown = max([shown, *(event.log_index for event in events)])
+            _print_rows(events, heading=heading)
+            heading = False
+        for event in events:
+            shown[event.origin] = max(event.log_index, shown.get(event.origin, -1))
         if not follow:
             return
-        _await_growth(suite, shown + 1)
+        expected = _await_growth(suite, shown)
+        try:
+            events = _since(suite, shown, expected)
+        except CliError as error:
+            if error.code != Exit.UNAVAILABLE:
+                raise
+            # A log that is turning is not read for a moment, and the service may be restarting.
+            events = []
+            suite.require_running()
+            time.sleep(_FOLLOW_SECONDS)
+
+
+def _since(suite: Suite, shown: Mapping[str, int], expected: int) -> list[EventSummary]:
+    """Return every event after those shown, the newest first, also of a log that followed.
+
+    `shown` is the last index by the origin of its log; about `expected` events are new.
+    """
+    found: list[EventSummary] = []
+    size = min(_MOST, expected + _FOLLOW_MORE)
+    page = _query(suite, limit=size)
+    while True:
+        for event in page:
+            if event.log_index <= shown.get(event.origin, -1):
+                return found
+            found.append(event)
+        last = found[-1] if found else None
+        if len(page) < size or last is None or not last.log_index:
+            return found
+        page = _query(suite, limit=size, origin=last.origin, before_index=last.log_index)
 
 
 def show(event: Event, directory: Dir = DEFAULT, as_json: Json = False) -> None:
@@ -187,6 +222,7 @@ def _row(event: EventSummary) -> dict[str, Any]:
         "patient": event.patient,
         "break_glass": event.break_glass,
         "session": event.session,
+        "target": event.target,
         "origin": event.origin,
     }
 
@@ -199,26 +235,42 @@ def _cells(event: EventSummary) -> list[object]:
     ]  # fmt: skip
 
 
+def _print_table(events: Sequence[EventSummary]) -> None:
+    """Print events under headings, with what each was about where one of them says so."""
+    rows = [_cells(event) for event in events]
+    columns = list(_COLUMNS)
+    if any(event.target for event in events):
+        columns.append("target")
+        rows = [[*row, event.target] for row, event in zip(rows, events, strict=True)]
+    table(columns, rows, empty="no events")
+
+
 def _print_rows(events: list[EventSummary], *, heading: bool) -> None:
     if heading:
-        table(_COLUMNS, [_cells(event) for event in events])
+        _print_table(events)
         return
     for event in events:
         line("  ".join(str(cell) for cell in _cells(event) if cell != ""))
 
 
-def _await_growth(suite: Suite, size: int) -> None:
-    """Wait until the published log is larger than the events shown and our own reading of them.
+def _await_growth(suite: Suite, shown: Mapping[str, int]) -> int:
+    """Wait until more is published than the events shown and our own reading; return how much.
 
     The folder is watched, not the service: each question to the service adds an entry.
     """
-    while _published_size(suite) <= size + 1:
+    while True:
+        origin, size = _published(suite)
+        known = shown.get(origin, -1)
+        if size > known + 2:
+            return size - known
         suite.require_running()
         time.sleep(_FOLLOW_SECONDS)
 
 
-def _published_size(suite: Suite) -> int:
+def _published(suite: Suite) -> tuple[str, int]:
+    """Return the origin and the size of the log that grows; no name and 0 for none."""
     try:
-        return int((suite.log_dir / "checkpoint").read_bytes().split(b"\n")[1])
-    except (OSError, IndexError, ValueError):
-        return 0
+        origin, size, _ = (suite.log_dir / "checkpoint").read_text("utf-8").split("\n", 2)
+        return origin, int(size)
+    except (OSError, ValueError):
+        return "", 0
