@@ -5,9 +5,11 @@ Reading is recorded before anything is handed out; when it cannot be recorded, n
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import structlog
@@ -77,6 +79,7 @@ _DENIED = frozenset({Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.UNIMPLEM
 # can fill the log by knocking.
 _DENIED_RATE = 10.0
 _IDENTITIES = 4096
+_INSTANCE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 EVENT_ID_KEY, LOG_INDEX_KEY = "sealward-event-id", "sealward-log-index"
 
 
@@ -183,7 +186,7 @@ class OwnEvents:
                 "audit.gap",
                 "ok" if gap.closed else "failed",
                 {
-                    names.TARGET: f"{gap.producer}/{gap.instance}/{gap.first}-{gap.last}",
+                    names.TARGET: f"{gap.producer}/{_instance(gap)}/{gap.first}-{gap.last}",
                     names.COUNT: gap.count,
                 },
             )
@@ -308,6 +311,13 @@ class OwnEvents:
             self._committer().submit_later((self._make(event_type, outcome, values),))
         except SealwardError as error:
             self._logger.error("event.lost", name=event_type, reason=error.reason.name)
+
+
+def _instance(gap: Gap) -> str:
+    """Return the instance as it goes into an event: a workload may call it anything."""
+    if _INSTANCE.fullmatch(gap.instance):
+        return gap.instance
+    return f"sha256:{sha256(gap.instance.encode()).hexdigest()[:32]}"
 
 
 def _caller(call: ControlCall) -> dict[str, AttributeValue]:

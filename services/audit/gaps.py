@@ -17,6 +17,8 @@ from services.audit.store import StoreError
 _STATE = "producers"
 _PAGE = 4096
 _SAVE_TICKS = 10
+# Whatever a producer makes of its numbers, the thread that calls has other things to do.
+_MOST_A_TICK = 200
 
 
 class GapKeeper:
@@ -69,7 +71,7 @@ class GapKeeper:
         if shards is None:
             return
         self._waiting += self.producers.due()
-        while self._waiting:
+        for _ in range(min(len(self._waiting), _MOST_A_TICK)):
             gap = self._waiting[0]
             try:
                 self._record(gap)

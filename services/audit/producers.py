@@ -21,6 +21,7 @@ from services.audit.index import Row
 
 _MOST_HOLES = 1000
 _FORGET_SECONDS = 30 * 24 * 3600.0
+_MOST_INSTANCES = 256
 
 
 @dataclass(slots=True)
@@ -195,10 +196,10 @@ class Producers:
             self._positions, self._known = positions, known
 
     def _forget(self, now: float) -> None:
-        """Forget instances that were followed by others long ago.
+        """Forget instances that were followed by others long ago, or by very many.
 
         The newest of a producer stays, however long it is silent: its next number would look like
-        the first of many that are missing.
+        the first of many that are missing. So does one with a hole that was not told yet.
         """
         newest: dict[str, float] = {}
         for (producer, _), numbers in self._known.items():
@@ -206,6 +207,20 @@ class Producers:
         for key, numbers in list(self._known.items()):
             if now - numbers.heard > _FORGET_SECONDS and numbers.heard < newest[key[0]]:
                 del self._known[key]
+        if len(self._known) > _MOST_INSTANCES:
+            self._forget_most()
+
+    def _forget_most(self) -> None:
+        """Leave each producer its newest instances: it could name a new one in every span."""
+        by_producer: dict[str, list[tuple[str, str]]] = {}
+        for key in self._known:
+            by_producer.setdefault(key[0], []).append(key)
+        for keys in by_producer.values():
+            # Of those heard at once the later ones count as newer: sorting keeps their order.
+            keys.sort(key=lambda key: self._known[key].heard)
+            for key in keys[:-_MOST_INSTANCES]:
+                if all(hole.told for hole in self._known[key].holes):
+                    del self._known[key]
 
     def _see(self, row: Row, now: float) -> None:
         key = (row.producer, row.instance)

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client import CollectorRegistry
 
+from sealward.kit import attributes as names
+from sealward.kit.identity import parse_identity
+from sealward.tlog.leaf import PREFIX_SIZE
+from services.audit.committer import Committer, MeteredAppender
+from services.audit.events import OwnEvents
+from services.audit.gaps import GapKeeper
 from services.audit.index import Row
+from services.audit.metrics import AuditMetrics
 from services.audit.producers import Gap, Producers
+from tests.support.audit_suite import Suite
 from tests.unit.audit.test_audit_reports import EMPTY
+
+if TYPE_CHECKING:
+    from services.audit.shards import Shards
+
+AUDIT = parse_identity("spiffe://sealward.local/service/audit")
 
 DAY = 24 * 3600.0
 
@@ -166,3 +183,51 @@ def test_the_newest_of_a_producer_is_never_forgotten(ears: Listener) -> None:
     ears.hear(4)
     ears.hear(2, producer="keys", instance="kk")
     assert ears.later() == []
+
+
+def test_a_new_instance_in_every_span_is_told_and_then_let_go(ears: Listener) -> None:
+    for number in range(1000):
+        ears.hear(3, instance=f"i{number}")
+    ears.hear(1, 4, producer="keys", instance="kk")
+    assert len(ears.later(59)) == 0
+    assert b'"i0"' in ears.producers.dump()
+    assert len(ears.later(2)) == 1001
+    state = json.loads(ears.producers.dump())["known"]
+    # The newest ones, and whoever else there is.
+    assert [row[1] for row in state] == [*(f"i{n}" for n in range(744, 1000)), "kk"]
+
+
+def test_a_flood_of_gaps_is_recorded_bit_by_bit(ears: Listener, logger: Any) -> None:
+    for number in range(1000):
+        ears.hear(2, instance=f"i{number}")
+    ears.clock.now += 61
+    told: list[Gap] = []
+    keeper = GapKeeper(ears.producers, told.append, AuditMetrics(CollectorRegistry()), logger)
+    keeper._shards = cast("Shards", object())
+    keeper.tick()
+    assert 0 < len(told) < 1000
+    for _ in range(5):
+        keeper.tick()
+    assert len(told) == len({(g.instance, g.first) for g in told}) == 1000
+
+
+@pytest.mark.parametrize("instance", ["A" * 256, "C/\u202e Mrs Miller"])
+def test_a_gap_names_its_producer_whatever_the_instance_is_called(
+    suite: Suite, logger: Any, instance: str
+) -> None:
+    metrics = AuditMetrics(CollectorRegistry())
+    committer = Committer(MeteredAppender(suite.log, metrics), logger, 100, lambda _: None)
+    committer.start()
+    events = OwnEvents(lambda: committer, suite.maker, AUDIT, metrics, logger)
+    producer = f"spiffe://sealward.local/workload/{'w' * 63}"
+    try:
+        events.gap(Gap(producer, instance, 1, 1 << 62, closed=False))
+    finally:
+        committer.close(10)
+    (leaf,) = suite.store.leaves(0, 1)
+    span = Span.FromString(suite.segments.open(leaf[:PREFIX_SIZE], leaf[PREFIX_SIZE:]))
+    values = {pair.key: pair.value.string_value for pair in span.attributes}
+    target = values[names.TARGET]
+    assert target.startswith(f"{producer}/sha256:")
+    assert target.endswith(f"/1-{1 << 62}")
+    assert "Miller" not in target
