@@ -20,7 +20,8 @@ _OPEN = frozenset(
     {"ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin"}
 )
 _PREFIXES = ("/inference.GRPCInferenceService/", "/sealward.api.gateway.v1.")
-_DENIED = "POLICY_DENIED"
+# The second says that a second factor would do.
+_DENIED = frozenset({"POLICY_DENIED", "STEP_UP_REQUIRED"})
 _ONE_IN = 6
 # An empty one would end a shadow that stands.
 _BODIES = {
@@ -66,7 +67,7 @@ def _control_calls(
                 continue
             reply = deployment.call("gateway", path, _BODIES.get(name, b""), who=people[role])
             refused += 1
-            if reply.reason != _DENIED:
+            if reply.reason not in _DENIED:
                 notes.fault(f"{name} by {role}: the policy refuses it, observed {reply.said}")
     notes.held(
         f"{len(control)} control RPCs x {len(ROLES)} roles: {asked} decided by the policy, "
@@ -89,7 +90,7 @@ def _predictions(deployment: Deployment, notes: Notes, people: dict[str, Person]
                 tried += 1
                 answered += reply.ok
                 permitted = permits[role][purpose]
-                if permitted is (reply.reason == _DENIED):
+                if permitted is (reply.reason in _DENIED):
                     word = "permits" if permitted else "refuses"
                     notes.fault(
                         f"{model.name} by {role} for {purpose}: the policy {word} it, "

@@ -10,7 +10,7 @@ from sealward.check.deployment import Deployment
 from sealward.check.row import Notes, Row
 
 UNARY_SECONDS = 1.0
-_GONE = frozenset({"SESSION_INVALID", "SESSION_EXPIRED", "USER_DISABLED"})
+_REFUSED = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 
 
 def run(deployment: Deployment, notes: Notes) -> None:
@@ -30,13 +30,13 @@ def run(deployment: Deployment, notes: Notes) -> None:
         reply = questions.infer(deployment, person, message, purpose="TREAT")
         if reply.ok:
             last = time.monotonic()
-        elif reply.reason in _GONE:
-            refused = reply.reason
+        elif reply.code in _REFUSED:
+            refused = reply.said
             break
         time.sleep(0.02)
     took = last - began
     if notes.check(
-        bool(refused), f"the session ended with {refused}", "a disabled user's session goes on"
+        bool(refused), f"the session ended: {refused}", "a disabled user's session goes on"
     ):
         notes.check(
             took <= UNARY_SECONDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sealward.api.gateway.v1 import gateway_pb2 as gw
 from sealward.check import questions
 from sealward.check.deployment import Deployment
 from sealward.check.questions import WRONG
@@ -34,6 +35,20 @@ def run(deployment: Deployment, notes: Notes) -> None:
         "then the right password waits as well",
         "the right password works in the middle of the guessing",
     )
+    unlock = gw.UnlockUserRequest(user=person.name)
+    done = deployment.call(
+        "gateway", f"{questions.GATEWAY}UserService/UnlockUser", unlock.SerializeToString()
+    )
+    if notes.check(
+        bool(done.ok and done.event_id),
+        "an administrator unlocks, and that is in the record",
+        f"nobody unlocks, or without a record: {done.said}",
+    ):
+        notes.check(
+            deployment.login(person).ok,
+            "then the right password works again",
+            "and the right password does not work even then",
+        )
     found = questions.events(deployment, user=person.name, type="session.login", limit=100)
     failed = [event for event in found if event.outcome != "ok"]
     notes.check(
