@@ -35,12 +35,27 @@ def list_(user: User, directory: Dir = DEFAULT, as_json: Json = False) -> None:
         found = stub.ListFactors(
             pb.ListFactorsRequest(), timeout=_CALL_SECONDS, metadata=who.metadata
         )
+    keys = [
+        {
+            "credential_id": key.credential_id, "name": key.name, "created": key.created,
+            "last_used": key.last_used, "suspended": key.suspended,
+        }
+        for key in found.keys
+    ]  # fmt: skip
     emit(
-        {"totp": found.totp, "recovery_codes": found.recovery_codes, "proven": found.proven},
+        {
+            "totp": found.totp, "recovery_codes": found.recovery_codes, "proven": found.proven,
+            "keys": keys,
+        },
         as_json=as_json,
         text=f"one-time passwords: {'yes' if found.totp else 'no'}\n"
-        f"recovery codes left: {found.recovery_codes}",
-    )
+        f"recovery codes left: {found.recovery_codes}"
+        + "".join(
+            f"\nsecurity key: {key.name} ({key.credential_id})"
+            f"{', suspended: remove it' if key.suspended else ''}"
+            for key in found.keys
+        ),
+    )  # fmt: skip
 
 
 @app.command()
@@ -90,6 +105,25 @@ def remove(user: User, directory: Dir = DEFAULT, as_json: Json = False) -> None:
     with _factors(directory, user, "removing factors") as (stub, who):
         stub.RemoveFactors(pb.RemoveFactorsRequest(), timeout=_CALL_SECONDS, metadata=who.metadata)
     emit({"removed": True}, as_json=as_json, text="removed")
+
+
+@app.command("remove-key")
+def remove_key(
+    user: User,
+    credential_id: Annotated[str, typer.Argument(metavar="ID", help="See `factor list`.")],
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Remove a security key of one's own; needs a second factor that was proven lately."""
+    from sealward.api.gateway.v1 import factor_pb2 as pb
+
+    with _factors(directory, user, "removing the key") as (stub, who):
+        stub.RemoveWebauthn(
+            pb.RemoveWebauthnRequest(credential_id=credential_id),
+            timeout=_CALL_SECONDS,
+            metadata=who.metadata,
+        )
+    emit({"removed": credential_id}, as_json=as_json, text="removed")
 
 
 @app.command()

@@ -48,6 +48,7 @@ ADVICE: Mapping[str, str] = {
     "PROVIDER_UNAVAILABLE": "a password works: sealward login --user NAME",
     "PROVIDER_REFUSED": "begin again: sealward login --oidc --user NAME",
     "CHALLENGE_UNKNOWN": "begin again",
+    "FACTOR_SUSPENDED": "log in with a recovery code, then sealward factor remove-key",
     "PERSON_UNKNOWN": "sealward identity link NAME --subject SUB, by a security-admin",
     "ROLE_MISSING": "the operator's file of roles names none of this person's groups",
     "LOG_STATE": "see sealward audit logs list; freeze, archive and purge follow each other",

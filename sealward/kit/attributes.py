@@ -97,7 +97,7 @@ EVENT_TYPES = frozenset(
         "session.break-glass", "session.step-up", "session.token",
         "client.register", "client.list", "client.rotate", "client.disable", "session.oidc-begin",
         "session.oidc", "identity.link", "identity.unlink", "identity.list",
-        "factor.list", "factor.begin",
+        "factor.list", "factor.begin", "factor.challenge",
         "factor.confirm", "factor.recovery", "factor.remove", "factor.reset",
         "session.denied-summary", "access.request", "access.list",
         "access.approve", "access.deny", "access.revoke", "access.review",

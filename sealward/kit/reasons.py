@@ -123,6 +123,7 @@ class Reason(IntEnum):
     PERSON_UNKNOWN = 136
     ROLE_MISSING = 137
     CHALLENGE_UNKNOWN = 138
+    FACTOR_SUSPENDED = 139
 
     # People
     USER_CHANGED = 120
@@ -196,6 +197,7 @@ CODES: Mapping[Reason, Code] = MappingProxyType(
         Reason.PERSON_UNKNOWN: Code.UNAUTHENTICATED,
         Reason.ROLE_MISSING: Code.PERMISSION_DENIED,
         Reason.CHALLENGE_UNKNOWN: Code.UNAUTHENTICATED,
+        Reason.FACTOR_SUSPENDED: Code.UNAUTHENTICATED,
         Reason.USER_CHANGED: Code.ABORTED,
         Reason.LOGIN_LOCKED: Code.RESOURCE_EXHAUSTED,
     }

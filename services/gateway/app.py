@@ -51,7 +51,9 @@ from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
 from services.gateway.factor_servicer import FactorServicer
 from services.gateway.factors.factors import Factors
+from services.gateway.factors.keys import SecurityKeys
 from services.gateway.factors.store import FactorStore
+from services.gateway.factors.webauthn import RelyingParty
 from services.gateway.grants import Grants
 from services.gateway.ledgers import Ledgers
 from services.gateway.lockouts import Lockouts
@@ -91,6 +93,7 @@ from services.gateway.workloads.clients import ClientDirectory
 _TICK_SECONDS = 0.05
 _SUMMARY_SECONDS = 60.0
 _LOGIN_SECONDS = 300.0
+_CHALLENGE_SECONDS = 120.0
 _CATCH_UP_SECONDS = 5.0
 _APPEND = "/sealward.api.audit.v1.AuditService/Append"
 _INFER = "/sealward.api.inference.v1.InferenceService/Infer"
@@ -159,6 +162,10 @@ class Gateway:
         self._identities = Identities(settings.data_dir / "identities.db")
         self._factor_store = FactorStore(settings.data_dir / "factors.db", self._ring)
         factors = Factors(self._factor_store, throttle, time.time)
+        keys = SecurityKeys(
+            self._factor_store, _relying(settings),
+            Challenges(pool, self._sealer, _CHALLENGE_SECONDS), throttle, time.time,
+        )  # fmt: skip
         self._store = SessionStore(
             pool, self._sealer, Ledgers(self._users, self._clients), log,
             idle_seconds=settings.idle_seconds, life_seconds=settings.life_seconds,
@@ -213,7 +220,7 @@ class Gateway:
                 ),
                 (
                     gateway_pb2_grpc.add_SessionServiceServicer_to_server,
-                    SessionServicer(authority, self._users, self._store, factors),
+                    SessionServicer(authority, self._users, self._store, factors, keys),
                 ),
                 (
                     gateway_pb2_grpc.add_UserServiceServicer_to_server,
@@ -242,6 +249,7 @@ class Gateway:
                         self._users,
                         self._store,
                         factors,
+                        keys,
                     ),
                 ),
                 (
@@ -292,6 +300,7 @@ class Gateway:
                         factors,
                         self._users,
                         self._store,
+                        keys,
                         fresh_seconds=settings.step_up_seconds,
                     ),
                 ),
@@ -460,6 +469,16 @@ def _session_pool(
     # What is wrong with the files is told at once, whether the server is there or not.
     tls.context()
     return make_pool(settings.redis_url, remote=connection_options(remote, tls)), tls
+
+
+def _relying(settings: GatewaySettings) -> RelyingParty | None:
+    if not settings.webauthn_rp_id:
+        return None
+    named = [origin.strip() for origin in settings.webauthn_origins.split(",") if origin.strip()]
+    origins = named or [f"https://{settings.webauthn_rp_id}"]
+    if not all(origin.startswith("https://") for origin in origins):
+        raise StartupError("webauthn_origins are https://HOST or https://HOST:PORT")
+    return RelyingParty(settings.webauthn_rp_id, origins)
 
 
 def _secret(path: Path | None) -> str | None:

@@ -49,6 +49,7 @@ _DENIALS = frozenset(
         Reason.PERSON_UNKNOWN,
         Reason.ROLE_MISSING,
         Reason.CHALLENGE_UNKNOWN,
+        Reason.FACTOR_SUSPENDED,
     }
 )
 _METADATA = frozenset({Reason.PURPOSE_UNKNOWN, Reason.METADATA_UNKNOWN, Reason.METADATA_INVALID})

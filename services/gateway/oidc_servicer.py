@@ -13,6 +13,7 @@ from sealward.kit.reasons import Reason
 from services.gateway.authority import Authority, Caller, note
 from services.gateway.control import UNDO
 from services.gateway.factors.factors import Factors
+from services.gateway.factors.keys import SecurityKeys
 from services.gateway.oidc.identities import Identities, Identity
 from services.gateway.oidc.logins import OidcLogins
 from services.gateway.sessions import SessionStore
@@ -33,6 +34,7 @@ class OidcServicer(pb_grpc.OidcServiceServicer):
         users: UserDirectory,
         store: SessionStore,
         factors: Factors,
+        keys: SecurityKeys,
     ) -> None:
         self._authority = authority
         self._logins = logins
@@ -40,6 +42,7 @@ class OidcServicer(pb_grpc.OidcServiceServicer):
         self._users = users
         self._store = store
         self._factors = factors
+        self._keys = keys
 
     def BeginOidcLogin(
         self, request: pb.BeginOidcLoginRequest, context: Any
@@ -69,7 +72,7 @@ class OidcServicer(pb_grpc.OidcServiceServicer):
         identity, spki = call.peer.identity, call.peer.spki_sha256
         before = self._users.get(identity.name)
         needed = before is not None and self._factors.enrolled(before.user_id)
-        if needed and not request.code:
+        if needed and not (request.code or request.assertion):
             raise SealwardError(
                 Reason.SECOND_FACTOR_REQUIRED, "the user has a second factor here", field="code"
             )
@@ -78,7 +81,9 @@ class OidcServicer(pb_grpc.OidcServiceServicer):
             request.code_verifier,
         )  # fmt: skip
         user, now = done.user, int(steady_time())
-        if needed:
+        if needed and request.assertion:
+            self._keys.prove(user.user_id, user.name, request.assertion)
+        elif needed:
             self._factors.prove(user.user_id, user.name, request.code)
         if user.roles != done.roles:
             # Whoever had other roles until now shall not keep them in an open session.

@@ -31,6 +31,7 @@ from services.gateway import events
 from services.gateway.authority import Authority, Caller, deadline_of, note
 from services.gateway.control import UNDO
 from services.gateway.factors.factors import Factors
+from services.gateway.factors.keys import SecurityKeys
 from services.gateway.lockouts import SOURCE, USER
 from services.gateway.offboarding import Offboarding
 from services.gateway.remote import ask
@@ -55,11 +56,13 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         users: UserDirectory,
         store: SessionStore,
         factors: Factors,
+        keys: SecurityKeys,
     ) -> None:
         self._authority = authority
         self._users = users
         self._store = store
         self._factors = factors
+        self._keys = keys
 
     def Login(self, request: pb.LoginRequest, context: Any) -> pb.LoginResponse:
         """Log a user in. The certificate has to be the user's own."""
@@ -82,11 +85,14 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
             nonlocal proven
             if not self._factors.enrolled(user.user_id):
                 return
-            if not request.code:
+            if request.assertion:
+                self._keys.prove(user.user_id, user.name, request.assertion)
+            elif request.code:
+                self._factors.prove(user.user_id, user.name, request.code)
+            else:
                 raise SealwardError(
                     Reason.SECOND_FACTOR_REQUIRED, "the user has a second factor", field="code"
                 )
-            self._factors.prove(user.user_id, user.name, request.code)
             proven = int(steady_time())
 
         user = self._users.authenticate(

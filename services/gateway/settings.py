@@ -72,6 +72,10 @@ class GatewaySettings(ServiceSettings):
     assertion_leeway_seconds: float = Field(default=30.0, ge=0, le=60)
     """How far the clocks of clients may be from ours."""
 
+    webauthn_rp_id: str = Field(default="", pattern=r"^([a-z0-9.-]{1,253})?$")
+    """Domain that security keys are for (WebAuthn); none are enrolled when not set."""
+    webauthn_origins: str = ""
+    """Pages that may use them, `https://HOST[:PORT]`, apart by commas; else the domain's."""
     oidc_issuer: str = Field(default="", pattern=r"^(https://[A-Za-z0-9.:_/~-]{1,512})?$")
     """Identity provider, by its issuer identifier, to the letter; none when not set."""
     oidc_client_id: str = ""

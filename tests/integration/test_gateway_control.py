@@ -32,13 +32,16 @@ from sealward.kit.seam import OutCall
 from sealward.kit.tls import make_csr
 from sealward.tlog.proof import TlogProof
 from services.gateway.authority import Authority
+from services.gateway.challenges import Challenges
 from services.gateway.control import QUIET, UNRECORDED, ControlRecorder
 from services.gateway.denials import DenialLimit
 from services.gateway.events import EventWriter
 from services.gateway.exchange import Exchange
 from services.gateway.factor_servicer import FactorServicer
 from services.gateway.factors.factors import Factors
+from services.gateway.factors.keys import SecurityKeys
 from services.gateway.factors.store import FactorStore
+from services.gateway.factors.webauthn import RelyingParty
 from services.gateway.grants import Grants
 from services.gateway.ledgers import Ledgers
 from services.gateway.lockouts import Lockouts
@@ -129,6 +132,17 @@ class Suite:
             lambda: self.now,
         )
 
+        keys = SecurityKeys(
+            factors._store,
+            RelyingParty("hospital.example", ["https://login.hospital.example"]),
+            Challenges(
+                make_pool(f"unix://{server.unix_socket_path}"), PlainSealer(), 120,
+                clock=lambda: self.now,
+            ),
+            LoginThrottle(lambda: 0),
+            lambda: self.now,
+        )  # fmt: skip
+
         def no_channel() -> grpc.Channel:
             return grpc.insecure_channel("unix:/nowhere")
 
@@ -137,9 +151,9 @@ class Suite:
             self.users, self.store, self.grants, no_channel, "sealward.local", log
         )
         self.services = {
-            "SessionService": SessionServicer(authority, self.users, self.store, factors),
+            "SessionService": SessionServicer(authority, self.users, self.store, factors, keys),
             "FactorService": FactorServicer(
-                authority, factors, self.users, self.store, fresh_seconds=900
+                authority, factors, self.users, self.store, keys, fresh_seconds=900
             ),
             "UserService": UserServicer(
                 authority,

@@ -161,7 +161,13 @@ def make_site(
     authority = Authority(suite.store, load_policy(None), 900)
     factors = suite.services["FactorService"]._factors
     suite.services["OidcService"] = OidcServicer(  # type: ignore[assignment]
-        authority, logins, identities, suite.users, suite.store, factors
+        authority,
+        logins,
+        identities,
+        suite.users,
+        suite.store,
+        factors,
+        suite.services["FactorService"]._keys,
     )
     suite.store.start()
     until(lambda: True in suite.states, "the store is there")

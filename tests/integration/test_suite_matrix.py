@@ -43,6 +43,7 @@ _PRIVACY = frozenset({"privacy-officer"})
 ROLES_OF: Mapping[str, frozenset[str]] = {
     "ModelReady": EVERYBODY, "ModelMetadata": EVERYBODY, "ServerMetadata": EVERYBODY,
     "Logout": EVERYBODY, "GetConsistency": EVERYBODY, "GetReceipt": EVERYBODY,
+    "BeginWebauthn": EVERYBODY, "ConfirmWebauthn": EVERYBODY, "RemoveWebauthn": EVERYBODY,
     "ListFactors": EVERYBODY, "BeginTotp": EVERYBODY, "ConfirmTotp": EVERYBODY,
     "NewRecoveryCodes": EVERYBODY, "RemoveFactors": EVERYBODY, "StepUp": EVERYBODY,
     "ResetFactors": _PEOPLE,
@@ -66,8 +67,11 @@ ROLES_OF: Mapping[str, frozenset[str]] = {
     "ListDestructions": _POLICY,
 }  # fmt: skip
 OPEN = frozenset(
-    {"ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin"}
-)
+    {
+        "ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin",
+        "BeginAssertion",
+    }
+)  # fmt: skip
 """No session is needed for these."""
 STREAMS = frozenset({"WatchSession"})
 PREDICTING: Mapping[str, frozenset[str]] = {

@@ -8,12 +8,22 @@ from pathlib import Path
 import pyotp
 import pytest
 
+from sealward.api.gateway.v1 import factor_pb2 as pb
+from sealward.api.gateway.v1 import gateway_pb2 as gw
+from sealward.api.gateway.v1.factor_pb2_grpc import FactorServiceStub
+from sealward.api.gateway.v1.gateway_pb2_grpc import SessionServiceStub
+from sealward.cli.connect import user_channel
+from tests.support.authenticator import ORIGIN, Authenticator
 from tests.support.suites import RunningSuite, running
 
 
 @pytest.fixture(scope="module")
 def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuite]:
-    environ = {"SEALWARD_GATEWAY_POLICY_PROFILE": "second-factor"}
+    environ = {
+        "SEALWARD_GATEWAY_POLICY_PROFILE": "second-factor",
+        "SEALWARD_GATEWAY_WEBAUTHN_RP_ID": "hospital.example",
+        "SEALWARD_GATEWAY_WEBAUTHN_ORIGINS": f"https://other.example, {ORIGIN}",
+    }
     with running(tmp_path_factory.mktemp("profile") / "data", environ) as started:
         yield started
 
@@ -57,6 +67,32 @@ def test_nobody_predicts_or_administers_without_a_second_factor(
     assert {"what": "multi_factor", "value": "yes", "rule": "clinician-infer"} in (
         explained["changes"]
     )
+
+
+def test_a_security_key_from_its_enrolment_to_a_prediction(asking: RunningSuite) -> None:
+    name, key = asking.user("key-kim"), Authenticator()
+    with user_channel(asking.suite, name) as channel:
+        factors, sessions = FactorServiceStub(channel), SessionServiceStub(channel)
+        headers = (("authorization", f"Bearer {asking.token(name)}"),)
+        begun = factors.BeginWebauthn(pb.BeginWebauthnRequest(), timeout=20, metadata=headers)
+        made = factors.ConfirmWebauthn(
+            pb.ConfirmWebauthnRequest(response_json=key.create(begun.options_json), name="blue"),
+            timeout=20, metadata=headers,
+        )  # fmt: skip
+        assert len(made.recovery_codes) == 10
+        asking.ask(name)  # the session has a second factor from now on
+        proof = factors.BeginAssertion(pb.BeginAssertionRequest(), timeout=20)
+        answer = sessions.Login(
+            gw.LoginRequest(
+                user=name, password=asking.password(name), assertion=key.get(proof.options_json)
+            ),
+            timeout=20,
+        )
+    assert answer.token
+    shown = asking.sealward("factor", "list", "--user", name)
+    assert [row["name"] for row in shown["keys"]] == ["blue"]
+    asking.sealward("factor", "remove-key", shown["keys"][0]["credential_id"], "--user", name)
+    assert asking.sealward("factor", "list", "--user", name)["keys"] == []
 
 
 def test_a_running_deployment_turns_it_on(suite: RunningSuite) -> None:

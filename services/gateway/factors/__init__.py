@@ -1,5 +1,5 @@
-"""Second factors of people: one-time passwords and recovery codes.
+"""Second factors of people: one-time passwords, security keys and recovery codes.
 
-`totp.py` and `recovery.py` are pure; `store.py` keeps sealed secrets; `factors.py` puts them
-together.
+`totp.py`, `recovery.py` and `webauthn.py` are pure; `store.py` keeps what is enrolled, secrets
+sealed; `factors.py` and `keys.py` put them together.
 """

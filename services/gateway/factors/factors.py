@@ -27,7 +27,11 @@ class Factors:
         self._clock = clock
 
     def enrolled(self, user_id: str) -> bool:
-        """Whether a login of this user needs a code."""
+        """Whether a login of this user needs a second factor."""
+        return self._store.has_totp(user_id) or self._store.has_keys(user_id)
+
+    def has_totp(self, user_id: str) -> bool:
+        """Whether one-time passwords are among a user's factors."""
         return self._store.has_totp(user_id)
 
     def recovery_left(self, user_id: str) -> int:
@@ -36,7 +40,7 @@ class Factors:
 
     def begin(self, user_id: str, user: str) -> tuple[str, str]:
         """Draw a secret; return it and its URI. Raise ALREADY_EXISTS where one counts."""
-        if self.enrolled(user_id):
+        if self.has_totp(user_id):
             raise SealwardError(
                 Reason.ALREADY_EXISTS, "there is a second factor: remove it first", field="user"
             )

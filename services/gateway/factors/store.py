@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sealward.kit.errors import SealwardError, StartupError
@@ -31,7 +32,28 @@ CREATE TABLE IF NOT EXISTS recovery (
   user_id TEXT NOT NULL, mark TEXT NOT NULL, used INTEGER NOT NULL,
   PRIMARY KEY (user_id, mark)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS security_key (
+  credential_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, name TEXT NOT NULL,
+  public_key BLOB NOT NULL, sign_count INTEGER NOT NULL, created INTEGER NOT NULL,
+  last_used INTEGER NOT NULL, suspended INTEGER NOT NULL
+) STRICT;
 """
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityKey:
+    """A WebAuthn credential. `credential_id` is base64url, `public_key` COSE; times epoch seconds.
+
+    A suspended one counts for nothing, and still says that its user has a second factor.
+    """
+
+    credential_id: str
+    name: str
+    public_key: bytes
+    sign_count: int
+    created: int
+    last_used: int
+    suspended: bool
 
 
 class FactorStore:
@@ -132,10 +154,85 @@ class FactorStore:
             ).fetchone()
         return int(count)
 
+    def keys(self, user_id: str) -> list[SecurityKey]:
+        """Return a user's security keys, oldest first."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT credential_id, name, public_key, sign_count, created, last_used, suspended"
+                " FROM security_key WHERE user_id = ? ORDER BY created, credential_id",
+                (user_id,),
+            ).fetchall()
+        return [
+            SecurityKey(
+                str(row[0]),
+                str(row[1]),
+                bytes(row[2]),
+                int(row[3]),
+                int(row[4]),
+                int(row[5]),
+                suspended=bool(row[6]),
+            )
+            for row in rows
+        ]
+
+    def has_keys(self, user_id: str) -> bool:
+        """Whether a user has a security key, suspended or not."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT 1 FROM security_key WHERE user_id = ?", (user_id,)
+            ).fetchone()
+        return row is not None
+
+    def add_key(self, user_id: str, key: SecurityKey, marks: Sequence[str]) -> None:
+        """Let a key count, with recovery codes where there are `marks`; raise IntegrityError."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT INTO security_key VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
+                (key.credential_id, user_id, key.name, key.public_key, key.sign_count, key.created),
+            )
+            if marks:
+                self._put_recovery(user_id, marks)
+
+    def use_key(self, user_id: str, credential_id: str, count: int, when: int) -> bool:
+        """Note a use; False when the counter did not go on, or the key is suspended.
+
+        Keys that do not count say 0 each time (WebAuthn section 6.1.1).
+        """
+        with self._lock:
+            done = self._db.execute(
+                "UPDATE security_key SET sign_count = ?, last_used = ? WHERE credential_id = ?"
+                " AND user_id = ? AND suspended = 0"
+                " AND (sign_count < ? OR (sign_count = 0 AND ? = 0))",
+                (count, when, credential_id, user_id, count, count),
+            )
+        return done.rowcount == 1
+
+    def suspend_key(self, user_id: str, credential_id: str) -> None:
+        """Let a key count no more."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE security_key SET suspended = 1 WHERE credential_id = ? AND user_id = ?",
+                (credential_id, user_id),
+            )
+
+    def remove_key(self, user_id: str, credential_id: str) -> bool:
+        """Forget a key, and the recovery codes with the last factor; False for an unknown one."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            done = self._db.execute(
+                "DELETE FROM security_key WHERE credential_id = ? AND user_id = ?",
+                (credential_id, user_id),
+            )
+            if not self.has_keys(user_id) and not self.has_totp(user_id):
+                self._db.execute("DELETE FROM recovery WHERE user_id = ?", (user_id,))
+        return done.rowcount == 1
+
     def remove(self, user_id: str) -> None:
         """Forget every factor of a user."""
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM security_key WHERE user_id = ?", (user_id,))
             self._db.execute("DELETE FROM totp WHERE user_id = ?", (user_id,))
             self._db.execute("DELETE FROM recovery WHERE user_id = ?", (user_id,))
 

@@ -18,7 +18,7 @@ NONE = Facts("ann", "user")
 ONCE = Facts("ann", "user", multi_factor=True)
 LATELY = Facts("ann", "user", second_factor=True, multi_factor=True)
 PROGRAM = Facts("lab", "workload")
-TO_ENROL = {"ListFactors", "BeginTotp", "ConfirmTotp", "StepUp"}
+TO_ENROL = {"ListFactors", "BeginTotp", "ConfirmTotp", "StepUp", "BeginWebauthn", "ConfirmWebauthn"}
 TO_LEAVE = {"WatchSession", "Logout", "GetConsistency", "GetReceipt"}
 ANY_AGE = {
     "ModelInfer", "ModelReady", "ModelMetadata", "ServerMetadata", "RequestAccess", "ListAccess",

@@ -184,6 +184,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The provider says nothing of this person that is a role here."""
     REASON_CHALLENGE_UNKNOWN: _Reason.ValueType  # 138
     """The challenge, or the login that was begun, is over, was used, or was never there: begin again."""
+    REASON_FACTOR_SUSPENDED: _Reason.ValueType  # 139
+    """The counter of this security key went back, so there may be a copy of it: it counts no more."""
     REASON_USER_CHANGED: _Reason.ValueType  # 120
     """--- People -----------------------------------------------------------------------------------
     The user is not what the change was made against: read it and make the change again.
@@ -369,6 +371,8 @@ REASON_ROLE_MISSING: Reason.ValueType  # 137
 """The provider says nothing of this person that is a role here."""
 REASON_CHALLENGE_UNKNOWN: Reason.ValueType  # 138
 """The challenge, or the login that was begun, is over, was used, or was never there: begin again."""
+REASON_FACTOR_SUSPENDED: Reason.ValueType  # 139
+"""The counter of this security key went back, so there may be a copy of it: it counts no more."""
 REASON_USER_CHANGED: Reason.ValueType  # 120
 """--- People -----------------------------------------------------------------------------------
 The user is not what the change was made against: read it and make the change again.

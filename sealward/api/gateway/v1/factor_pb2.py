@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealward/api/gateway/v1/factor.proto\x12\x17sealward.api.gateway.v1\"\x14\n\x12ListFactorsRequest\"K\n\x13ListFactorsResponse\x12\x0c\n\x04totp\x18\x01 \x01(\x08\x12\x16\n\x0erecovery_codes\x18\x02 \x01(\r\x12\x0e\n\x06proven\x18\x03 \x01(\x03\"\x12\n\x10\x42\x65ginTotpRequest\"0\n\x11\x42\x65ginTotpResponse\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\"\"\n\x12\x43onfirmTotpRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\"-\n\x13\x43onfirmTotpResponse\x12\x16\n\x0erecovery_codes\x18\x01 \x03(\t\"\x19\n\x17NewRecoveryCodesRequest\"2\n\x18NewRecoveryCodesResponse\x12\x16\n\x0erecovery_codes\x18\x01 \x03(\t\"\x16\n\x14RemoveFactorsRequest\"\x17\n\x15RemoveFactorsResponse\"#\n\x13ResetFactorsRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"\'\n\x14ResetFactorsResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\r\"\x1d\n\rStepUpRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\"%\n\x0eStepUpResponse\x12\x13\n\x0b\x66resh_until\x18\x01 \x01(\x03\x32\xf8\x05\n\rFactorService\x12h\n\x0bListFactors\x12+.sealward.api.gateway.v1.ListFactorsRequest\x1a,.sealward.api.gateway.v1.ListFactorsResponse\x12\x62\n\tBeginTotp\x12).sealward.api.gateway.v1.BeginTotpRequest\x1a*.sealward.api.gateway.v1.BeginTotpResponse\x12h\n\x0b\x43onfirmTotp\x12+.sealward.api.gateway.v1.ConfirmTotpRequest\x1a,.sealward.api.gateway.v1.ConfirmTotpResponse\x12w\n\x10NewRecoveryCodes\x12\x30.sealward.api.gateway.v1.NewRecoveryCodesRequest\x1a\x31.sealward.api.gateway.v1.NewRecoveryCodesResponse\x12n\n\rRemoveFactors\x12-.sealward.api.gateway.v1.RemoveFactorsRequest\x1a..sealward.api.gateway.v1.RemoveFactorsResponse\x12k\n\x0cResetFactors\x12,.sealward.api.gateway.v1.ResetFactorsRequest\x1a-.sealward.api.gateway.v1.ResetFactorsResponse\x12Y\n\x06StepUp\x12&.sealward.api.gateway.v1.StepUpRequest\x1a\'.sealward.api.gateway.v1.StepUpResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealward/api/gateway/v1/factor.proto\x12\x17sealward.api.gateway.v1\"\x14\n\x12ListFactorsRequest\"\x7f\n\x13ListFactorsResponse\x12\x0c\n\x04totp\x18\x01 \x01(\x08\x12\x16\n\x0erecovery_codes\x18\x02 \x01(\r\x12\x0e\n\x06proven\x18\x03 \x01(\x03\x12\x32\n\x04keys\x18\x04 \x03(\x0b\x32$.sealward.api.gateway.v1.WebauthnKey\"i\n\x0bWebauthnKey\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x11\n\tlast_used\x18\x04 \x01(\x03\x12\x11\n\tsuspended\x18\x05 \x01(\x08\"\x16\n\x14\x42\x65ginWebauthnRequest\"-\n\x15\x42\x65ginWebauthnResponse\x12\x14\n\x0coptions_json\x18\x01 \x01(\t\"=\n\x16\x43onfirmWebauthnRequest\x12\x15\n\rresponse_json\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"H\n\x17\x43onfirmWebauthnResponse\x12\x15\n\rcredential_id\x18\x01 \x01(\t\x12\x16\n\x0erecovery_codes\x18\x02 \x03(\t\"\x17\n\x15\x42\x65ginAssertionRequest\".\n\x16\x42\x65ginAssertionResponse\x12\x14\n\x0coptions_json\x18\x01 \x01(\t\".\n\x15RemoveWebauthnRequest\x12\x15\n\rcredential_id\x18\x01 \x01(\t\"\x18\n\x16RemoveWebauthnResponse\"\x12\n\x10\x42\x65ginTotpRequest\"0\n\x11\x42\x65ginTotpResponse\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\"\"\n\x12\x43onfirmTotpRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\"-\n\x13\x43onfirmTotpResponse\x12\x16\n\x0erecovery_codes\x18\x01 \x03(\t\"\x19\n\x17NewRecoveryCodesRequest\"2\n\x18NewRecoveryCodesResponse\x12\x16\n\x0erecovery_codes\x18\x01 \x03(\t\"\x16\n\x14RemoveFactorsRequest\"\x17\n\x15RemoveFactorsResponse\"#\n\x13ResetFactorsRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\"\'\n\x14ResetFactorsResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\r\"0\n\rStepUpRequest\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x11\n\tassertion\x18\x02 \x01(\t\"%\n\x0eStepUpResponse\x12\x13\n\x0b\x66resh_until\x18\x01 \x01(\x03\x32\xc4\t\n\rFactorService\x12h\n\x0bListFactors\x12+.sealward.api.gateway.v1.ListFactorsRequest\x1a,.sealward.api.gateway.v1.ListFactorsResponse\x12\x62\n\tBeginTotp\x12).sealward.api.gateway.v1.BeginTotpRequest\x1a*.sealward.api.gateway.v1.BeginTotpResponse\x12h\n\x0b\x43onfirmTotp\x12+.sealward.api.gateway.v1.ConfirmTotpRequest\x1a,.sealward.api.gateway.v1.ConfirmTotpResponse\x12w\n\x10NewRecoveryCodes\x12\x30.sealward.api.gateway.v1.NewRecoveryCodesRequest\x1a\x31.sealward.api.gateway.v1.NewRecoveryCodesResponse\x12n\n\rRemoveFactors\x12-.sealward.api.gateway.v1.RemoveFactorsRequest\x1a..sealward.api.gateway.v1.RemoveFactorsResponse\x12k\n\x0cResetFactors\x12,.sealward.api.gateway.v1.ResetFactorsRequest\x1a-.sealward.api.gateway.v1.ResetFactorsResponse\x12n\n\rBeginWebauthn\x12-.sealward.api.gateway.v1.BeginWebauthnRequest\x1a..sealward.api.gateway.v1.BeginWebauthnResponse\x12t\n\x0f\x43onfirmWebauthn\x12/.sealward.api.gateway.v1.ConfirmWebauthnRequest\x1a\x30.sealward.api.gateway.v1.ConfirmWebauthnResponse\x12q\n\x0e\x42\x65ginAssertion\x12..sealward.api.gateway.v1.BeginAssertionRequest\x1a/.sealward.api.gateway.v1.BeginAssertionResponse\x12q\n\x0eRemoveWebauthn\x12..sealward.api.gateway.v1.RemoveWebauthnRequest\x1a/.sealward.api.gateway.v1.RemoveWebauthnResponse\x12Y\n\x06StepUp\x12&.sealward.api.gateway.v1.StepUpRequest\x1a\'.sealward.api.gateway.v1.StepUpResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTFACTORSREQUEST']._serialized_start=65
   _globals['_LISTFACTORSREQUEST']._serialized_end=85
   _globals['_LISTFACTORSRESPONSE']._serialized_start=87
-  _globals['_LISTFACTORSRESPONSE']._serialized_end=162
-  _globals['_BEGINTOTPREQUEST']._serialized_start=164
-  _globals['_BEGINTOTPREQUEST']._serialized_end=182
-  _globals['_BEGINTOTPRESPONSE']._serialized_start=184
-  _globals['_BEGINTOTPRESPONSE']._serialized_end=232
-  _globals['_CONFIRMTOTPREQUEST']._serialized_start=234
-  _globals['_CONFIRMTOTPREQUEST']._serialized_end=268
-  _globals['_CONFIRMTOTPRESPONSE']._serialized_start=270
-  _globals['_CONFIRMTOTPRESPONSE']._serialized_end=315
-  _globals['_NEWRECOVERYCODESREQUEST']._serialized_start=317
-  _globals['_NEWRECOVERYCODESREQUEST']._serialized_end=342
-  _globals['_NEWRECOVERYCODESRESPONSE']._serialized_start=344
-  _globals['_NEWRECOVERYCODESRESPONSE']._serialized_end=394
-  _globals['_REMOVEFACTORSREQUEST']._serialized_start=396
-  _globals['_REMOVEFACTORSREQUEST']._serialized_end=418
-  _globals['_REMOVEFACTORSRESPONSE']._serialized_start=420
-  _globals['_REMOVEFACTORSRESPONSE']._serialized_end=443
-  _globals['_RESETFACTORSREQUEST']._serialized_start=445
-  _globals['_RESETFACTORSREQUEST']._serialized_end=480
-  _globals['_RESETFACTORSRESPONSE']._serialized_start=482
-  _globals['_RESETFACTORSRESPONSE']._serialized_end=521
-  _globals['_STEPUPREQUEST']._serialized_start=523
-  _globals['_STEPUPREQUEST']._serialized_end=552
-  _globals['_STEPUPRESPONSE']._serialized_start=554
-  _globals['_STEPUPRESPONSE']._serialized_end=591
-  _globals['_FACTORSERVICE']._serialized_start=594
-  _globals['_FACTORSERVICE']._serialized_end=1354
+  _globals['_LISTFACTORSRESPONSE']._serialized_end=214
+  _globals['_WEBAUTHNKEY']._serialized_start=216
+  _globals['_WEBAUTHNKEY']._serialized_end=321
+  _globals['_BEGINWEBAUTHNREQUEST']._serialized_start=323
+  _globals['_BEGINWEBAUTHNREQUEST']._serialized_end=345
+  _globals['_BEGINWEBAUTHNRESPONSE']._serialized_start=347
+  _globals['_BEGINWEBAUTHNRESPONSE']._serialized_end=392
+  _globals['_CONFIRMWEBAUTHNREQUEST']._serialized_start=394
+  _globals['_CONFIRMWEBAUTHNREQUEST']._serialized_end=455
+  _globals['_CONFIRMWEBAUTHNRESPONSE']._serialized_start=457
+  _globals['_CONFIRMWEBAUTHNRESPONSE']._serialized_end=529
+  _globals['_BEGINASSERTIONREQUEST']._serialized_start=531
+  _globals['_BEGINASSERTIONREQUEST']._serialized_end=554
+  _globals['_BEGINASSERTIONRESPONSE']._serialized_start=556
+  _globals['_BEGINASSERTIONRESPONSE']._serialized_end=602
+  _globals['_REMOVEWEBAUTHNREQUEST']._serialized_start=604
+  _globals['_REMOVEWEBAUTHNREQUEST']._serialized_end=650
+  _globals['_REMOVEWEBAUTHNRESPONSE']._serialized_start=652
+  _globals['_REMOVEWEBAUTHNRESPONSE']._serialized_end=676
+  _globals['_BEGINTOTPREQUEST']._serialized_start=678
+  _globals['_BEGINTOTPREQUEST']._serialized_end=696
+  _globals['_BEGINTOTPRESPONSE']._serialized_start=698
+  _globals['_BEGINTOTPRESPONSE']._serialized_end=746
+  _globals['_CONFIRMTOTPREQUEST']._serialized_start=748
+  _globals['_CONFIRMTOTPREQUEST']._serialized_end=782
+  _globals['_CONFIRMTOTPRESPONSE']._serialized_start=784
+  _globals['_CONFIRMTOTPRESPONSE']._serialized_end=829
+  _globals['_NEWRECOVERYCODESREQUEST']._serialized_start=831
+  _globals['_NEWRECOVERYCODESREQUEST']._serialized_end=856
+  _globals['_NEWRECOVERYCODESRESPONSE']._serialized_start=858
+  _globals['_NEWRECOVERYCODESRESPONSE']._serialized_end=908
+  _globals['_REMOVEFACTORSREQUEST']._serialized_start=910
+  _globals['_REMOVEFACTORSREQUEST']._serialized_end=932
+  _globals['_REMOVEFACTORSRESPONSE']._serialized_start=934
+  _globals['_REMOVEFACTORSRESPONSE']._serialized_end=957
+  _globals['_RESETFACTORSREQUEST']._serialized_start=959
+  _globals['_RESETFACTORSREQUEST']._serialized_end=994
+  _globals['_RESETFACTORSRESPONSE']._serialized_start=996
+  _globals['_RESETFACTORSRESPONSE']._serialized_end=1035
+  _globals['_STEPUPREQUEST']._serialized_start=1037
+  _globals['_STEPUPREQUEST']._serialized_end=1085
+  _globals['_STEPUPRESPONSE']._serialized_start=1087
+  _globals['_STEPUPRESPONSE']._serialized_end=1124
+  _globals['_FACTORSERVICE']._serialized_start=1127
+  _globals['_FACTORSERVICE']._serialized_end=2347
 # @@protoc_insertion_point(module_scope)

@@ -44,26 +44,241 @@ class ListFactorsResponse(_message.Message):
     TOTP_FIELD_NUMBER: _builtins.int
     RECOVERY_CODES_FIELD_NUMBER: _builtins.int
     PROVEN_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     totp: _builtins.bool
-    """True = a login needs a code."""
+    """True = there are one-time passwords: a login takes a code."""
     recovery_codes: _builtins.int
     """Recovery codes that were not used."""
     proven: _builtins.int
     """When the second factor was last proven in this session, seconds since the epoch; 0 = not."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebauthnKey]:
+        """Security keys, oldest first."""
+
     def __init__(
         self,
         *,
         totp: _builtins.bool = ...,
         recovery_codes: _builtins.int = ...,
         proven: _builtins.int = ...,
+        keys: _abc.Iterable[Global___WebauthnKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["proven", b"proven", "recovery_codes", b"recovery_codes", "totp", b"totp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "proven", b"proven", "recovery_codes", b"recovery_codes", "totp", b"totp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFactorsResponse: _TypeAlias = ListFactorsResponse  # noqa: Y015
+
+@_typing.final
+class WebauthnKey(_message.Message):
+    """A security key or passkey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    LAST_USED_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
+    credential_id: _builtins.str
+    """base64url."""
+    name: _builtins.str
+    """What its user calls it."""
+    created: _builtins.int
+    """Seconds since the epoch."""
+    last_used: _builtins.int
+    """When it last proved anything, seconds since the epoch; 0 = not yet."""
+    suspended: _builtins.bool
+    """Its counter went back: it counts no more, and is to be removed."""
+    def __init__(
+        self,
+        *,
+        credential_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        created: _builtins.int = ...,
+        last_used: _builtins.int = ...,
+        suspended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "credential_id", b"credential_id", "last_used", b"last_used", "name", b"name", "suspended", b"suspended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebauthnKey: _TypeAlias = WebauthnKey  # noqa: Y015
+
+@_typing.final
+class BeginWebauthnRequest(_message.Message):
+    """Begins enrolment of a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginWebauthnRequest: _TypeAlias = BeginWebauthnRequest  # noqa: Y015
+
+@_typing.final
+class BeginWebauthnResponse(_message.Message):
+    """Options."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    options_json: _builtins.str
+    """PublicKeyCredentialCreationOptionsJSON (WebAuthn Level 3 section 5.1.8). Good for two minutes."""
+    def __init__(
+        self,
+        *,
+        options_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options_json", b"options_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginWebauthnResponse: _TypeAlias = BeginWebauthnResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmWebauthnRequest(_message.Message):
+    """Confirms a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_JSON_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    response_json: _builtins.str
+    """RegistrationResponseJSON."""
+    name: _builtins.str
+    """What to call it: 1 to 64 letters, digits, blanks, dots, dashes, underscores."""
+    def __init__(
+        self,
+        *,
+        response_json: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "response_json", b"response_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmWebauthnRequest: _TypeAlias = ConfirmWebauthnRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmWebauthnResponse(_message.Message):
+    """Enrolled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODES_FIELD_NUMBER: _builtins.int
+    credential_id: _builtins.str
+    """base64url."""
+    @_builtins.property
+    def recovery_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the user had none: for when the key is lost, each worth one login. Shown once."""
+
+    def __init__(
+        self,
+        *,
+        credential_id: _builtins.str = ...,
+        recovery_codes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_id", b"credential_id", "recovery_codes", b"recovery_codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmWebauthnResponse: _TypeAlias = ConfirmWebauthnResponse  # noqa: Y015
+
+@_typing.final
+class BeginAssertionRequest(_message.Message):
+    """Asks for options of a proof."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginAssertionRequest: _TypeAlias = BeginAssertionRequest  # noqa: Y015
+
+@_typing.final
+class BeginAssertionResponse(_message.Message):
+    """Options."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    options_json: _builtins.str
+    """PublicKeyCredentialRequestOptionsJSON. Good for two minutes and one proof."""
+    def __init__(
+        self,
+        *,
+        options_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options_json", b"options_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginAssertionResponse: _TypeAlias = BeginAssertionResponse  # noqa: Y015
+
+@_typing.final
+class RemoveWebauthnRequest(_message.Message):
+    """Removes a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_ID_FIELD_NUMBER: _builtins.int
+    credential_id: _builtins.str
+    """base64url."""
+    def __init__(
+        self,
+        *,
+        credential_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_id", b"credential_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveWebauthnRequest: _TypeAlias = RemoveWebauthnRequest  # noqa: Y015
+
+@_typing.final
+class RemoveWebauthnResponse(_message.Message):
+    """Removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveWebauthnResponse: _TypeAlias = RemoveWebauthnResponse  # noqa: Y015
 
 @_typing.final
 class BeginTotpRequest(_message.Message):
@@ -280,16 +495,20 @@ class StepUpRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
+    ASSERTION_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Six digits, or a recovery code."""
+    assertion: _builtins.str
+    """Instead of a code: AuthenticationResponseJSON of a security key."""
     def __init__(
         self,
         *,
         code: _builtins.str = ...,
+        assertion: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion", "code", b"code"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

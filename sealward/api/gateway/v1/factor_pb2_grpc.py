@@ -65,6 +65,26 @@ class FactorServiceStub(object):
                 request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ResetFactorsRequest.SerializeToString,
                 response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ResetFactorsResponse.FromString,
                 _registered_method=True)
+        self.BeginWebauthn = channel.unary_unary(
+                '/sealward.api.gateway.v1.FactorService/BeginWebauthn',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginWebauthnRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginWebauthnResponse.FromString,
+                _registered_method=True)
+        self.ConfirmWebauthn = channel.unary_unary(
+                '/sealward.api.gateway.v1.FactorService/ConfirmWebauthn',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ConfirmWebauthnRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ConfirmWebauthnResponse.FromString,
+                _registered_method=True)
+        self.BeginAssertion = channel.unary_unary(
+                '/sealward.api.gateway.v1.FactorService/BeginAssertion',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginAssertionRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginAssertionResponse.FromString,
+                _registered_method=True)
+        self.RemoveWebauthn = channel.unary_unary(
+                '/sealward.api.gateway.v1.FactorService/RemoveWebauthn',
+                request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.RemoveWebauthnRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.RemoveWebauthnResponse.FromString,
+                _registered_method=True)
         self.StepUp = channel.unary_unary(
                 '/sealward.api.gateway.v1.FactorService/StepUp',
                 request_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.StepUpRequest.SerializeToString,
@@ -118,6 +138,36 @@ class FactorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginWebauthn(self, request, context):
+        """Options for a new security key or passkey (WebAuthn); in a browser:
+        navigator.credentials.create. Needs a fresh second factor where the caller has one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmWebauthn(self, request, context):
+        """Lets the key count with its response; from then on a login needs a second factor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginAssertion(self, request, context):
+        """Options for a proof by one of the caller's keys, for a login or to step up; in a browser:
+        navigator.credentials.get. Needs the caller's own certificate and no session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveWebauthn(self, request, context):
+        """Removes one of the caller's keys. Needs a fresh second factor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StepUp(self, request, context):
         """Proves the second factor anew within a session.
         """
@@ -157,6 +207,26 @@ def add_FactorServiceServicer_to_server(servicer, server):
                     servicer.ResetFactors,
                     request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ResetFactorsRequest.FromString,
                     response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ResetFactorsResponse.SerializeToString,
+            ),
+            'BeginWebauthn': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginWebauthn,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginWebauthnRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginWebauthnResponse.SerializeToString,
+            ),
+            'ConfirmWebauthn': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmWebauthn,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ConfirmWebauthnRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ConfirmWebauthnResponse.SerializeToString,
+            ),
+            'BeginAssertion': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginAssertion,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginAssertionRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginAssertionResponse.SerializeToString,
+            ),
+            'RemoveWebauthn': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveWebauthn,
+                    request_deserializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.RemoveWebauthnRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.RemoveWebauthnResponse.SerializeToString,
             ),
             'StepUp': grpc.unary_unary_rpc_method_handler(
                     servicer.StepUp,
@@ -327,6 +397,114 @@ class FactorService(object):
             '/sealward.api.gateway.v1.FactorService/ResetFactors',
             sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ResetFactorsRequest.SerializeToString,
             sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ResetFactorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginWebauthn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.gateway.v1.FactorService/BeginWebauthn',
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginWebauthnRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginWebauthnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmWebauthn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.gateway.v1.FactorService/ConfirmWebauthn',
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ConfirmWebauthnRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.ConfirmWebauthnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginAssertion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.gateway.v1.FactorService/BeginAssertion',
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginAssertionRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.BeginAssertionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveWebauthn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.gateway.v1.FactorService/RemoveWebauthn',
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.RemoveWebauthnRequest.SerializeToString,
+            sealward_dot_api_dot_gateway_dot_v1_dot_factor__pb2.RemoveWebauthnResponse.FromString,
             options,
             channel_credentials,
             insecure,

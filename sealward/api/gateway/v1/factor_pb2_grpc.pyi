@@ -45,6 +45,18 @@ class FactorServiceStub:
     """Removes the caller's factors. Needs a fresh second factor."""
     ResetFactors: _grpc.UnaryUnaryMultiCallable[_factor_pb2.ResetFactorsRequest, _factor_pb2.ResetFactorsResponse]
     """Removes the factors of somebody who lost them, and ends their sessions."""
+    BeginWebauthn: _grpc.UnaryUnaryMultiCallable[_factor_pb2.BeginWebauthnRequest, _factor_pb2.BeginWebauthnResponse]
+    """Options for a new security key or passkey (WebAuthn); in a browser:
+    navigator.credentials.create. Needs a fresh second factor where the caller has one.
+    """
+    ConfirmWebauthn: _grpc.UnaryUnaryMultiCallable[_factor_pb2.ConfirmWebauthnRequest, _factor_pb2.ConfirmWebauthnResponse]
+    """Lets the key count with its response; from then on a login needs a second factor."""
+    BeginAssertion: _grpc.UnaryUnaryMultiCallable[_factor_pb2.BeginAssertionRequest, _factor_pb2.BeginAssertionResponse]
+    """Options for a proof by one of the caller's keys, for a login or to step up; in a browser:
+    navigator.credentials.get. Needs the caller's own certificate and no session.
+    """
+    RemoveWebauthn: _grpc.UnaryUnaryMultiCallable[_factor_pb2.RemoveWebauthnRequest, _factor_pb2.RemoveWebauthnResponse]
+    """Removes one of the caller's keys. Needs a fresh second factor."""
     StepUp: _grpc.UnaryUnaryMultiCallable[_factor_pb2.StepUpRequest, _factor_pb2.StepUpResponse]
     """Proves the second factor anew within a session."""
 
@@ -65,6 +77,18 @@ class FactorServiceAsyncStub(FactorServiceStub):
     """Removes the caller's factors. Needs a fresh second factor."""
     ResetFactors: _aio.UnaryUnaryMultiCallable[_factor_pb2.ResetFactorsRequest, _factor_pb2.ResetFactorsResponse]  # type: ignore[assignment]
     """Removes the factors of somebody who lost them, and ends their sessions."""
+    BeginWebauthn: _aio.UnaryUnaryMultiCallable[_factor_pb2.BeginWebauthnRequest, _factor_pb2.BeginWebauthnResponse]  # type: ignore[assignment]
+    """Options for a new security key or passkey (WebAuthn); in a browser:
+    navigator.credentials.create. Needs a fresh second factor where the caller has one.
+    """
+    ConfirmWebauthn: _aio.UnaryUnaryMultiCallable[_factor_pb2.ConfirmWebauthnRequest, _factor_pb2.ConfirmWebauthnResponse]  # type: ignore[assignment]
+    """Lets the key count with its response; from then on a login needs a second factor."""
+    BeginAssertion: _aio.UnaryUnaryMultiCallable[_factor_pb2.BeginAssertionRequest, _factor_pb2.BeginAssertionResponse]  # type: ignore[assignment]
+    """Options for a proof by one of the caller's keys, for a login or to step up; in a browser:
+    navigator.credentials.get. Needs the caller's own certificate and no session.
+    """
+    RemoveWebauthn: _aio.UnaryUnaryMultiCallable[_factor_pb2.RemoveWebauthnRequest, _factor_pb2.RemoveWebauthnResponse]  # type: ignore[assignment]
+    """Removes one of the caller's keys. Needs a fresh second factor."""
     StepUp: _aio.UnaryUnaryMultiCallable[_factor_pb2.StepUpRequest, _factor_pb2.StepUpResponse]  # type: ignore[assignment]
     """Proves the second factor anew within a session."""
 
@@ -118,6 +142,42 @@ class FactorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_factor_pb2.ResetFactorsResponse, _abc.Awaitable[_factor_pb2.ResetFactorsResponse]]:
         """Removes the factors of somebody who lost them, and ends their sessions."""
+
+    @_abc_1.abstractmethod
+    def BeginWebauthn(
+        self,
+        request: _factor_pb2.BeginWebauthnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_factor_pb2.BeginWebauthnResponse, _abc.Awaitable[_factor_pb2.BeginWebauthnResponse]]:
+        """Options for a new security key or passkey (WebAuthn); in a browser:
+        navigator.credentials.create. Needs a fresh second factor where the caller has one.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmWebauthn(
+        self,
+        request: _factor_pb2.ConfirmWebauthnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_factor_pb2.ConfirmWebauthnResponse, _abc.Awaitable[_factor_pb2.ConfirmWebauthnResponse]]:
+        """Lets the key count with its response; from then on a login needs a second factor."""
+
+    @_abc_1.abstractmethod
+    def BeginAssertion(
+        self,
+        request: _factor_pb2.BeginAssertionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_factor_pb2.BeginAssertionResponse, _abc.Awaitable[_factor_pb2.BeginAssertionResponse]]:
+        """Options for a proof by one of the caller's keys, for a login or to step up; in a browser:
+        navigator.credentials.get. Needs the caller's own certificate and no session.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveWebauthn(
+        self,
+        request: _factor_pb2.RemoveWebauthnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_factor_pb2.RemoveWebauthnResponse, _abc.Awaitable[_factor_pb2.RemoveWebauthnResponse]]:
+        """Removes one of the caller's keys. Needs a fresh second factor."""
 
     @_abc_1.abstractmethod
     def StepUp(

@@ -28,6 +28,7 @@ class LoginRequest(_message.Message):
     PASSWORD_FIELD_NUMBER: _builtins.int
     NEW_PASSWORD_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    ASSERTION_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """User name; must be the one in the caller's certificate."""
     password: _builtins.str
@@ -36,6 +37,8 @@ class LoginRequest(_message.Message):
     """Replaces the password; required where the present one was issued for one use."""
     code: _builtins.str
     """One-time password (six digits) or recovery code, where the user has a second factor."""
+    assertion: _builtins.str
+    """Instead of a code: AuthenticationResponseJSON of a security key (FactorService.BeginAssertion)."""
     def __init__(
         self,
         *,
@@ -43,10 +46,11 @@ class LoginRequest(_message.Message):
         password: _builtins.str = ...,
         new_password: _builtins.str = ...,
         code: _builtins.str = ...,
+        assertion: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "new_password", b"new_password", "password", b"password", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion", "code", b"code", "new_password", b"new_password", "password", b"password", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealward/api/gateway/v1/oidc.proto\x12\x17sealward.api.gateway.v1\"T\n\x15\x42\x65ginOidcLoginRequest\x12\x14\n\x0credirect_uri\x18\x01 \x01(\t\x12\x16\n\x0e\x63ode_challenge\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"\x80\x01\n\x16\x42\x65ginOidcLoginResponse\x12\x10\n\x08login_id\x18\x01 \x01(\t\x12\x19\n\x11\x61uthorization_url\x18\x02 \x01(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x12\n\nexpires_in\x18\x04 \x01(\r\x12\x15\n\rsecond_factor\x18\x05 \x01(\x08\"k\n\x16\x46inishOidcLoginRequest\x12\x10\n\x08login_id\x18\x01 \x01(\t\x12\x1a\n\x12\x61uthorization_code\x18\x02 \x01(\t\x12\x15\n\rcode_verifier\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\"r\n\x17\x46inishOidcLoginResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x02 \x01(\x03\x12\x14\n\x0cidle_seconds\x18\x03 \x01(\r\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\r\n\x05roles\x18\x05 \x03(\t\"4\n\x13LinkIdentityRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\"Q\n\x14LinkIdentityResponse\x12\x39\n\x08identity\x18\x01 \x01(\x0b\x32\'.sealward.api.gateway.v1.LinkedIdentity\"%\n\x15UnlinkIdentityRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\")\n\x16UnlinkIdentityResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\r\"\x17\n\x15ListIdentitiesRequest\"U\n\x16ListIdentitiesResponse\x12;\n\nidentities\x18\x01 \x03(\x0b\x32\'.sealward.api.gateway.v1.LinkedIdentity\"N\n\x0eLinkedIdentity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05since\x18\x04 \x01(\x03\x32\xc9\x04\n\x0bOidcService\x12q\n\x0e\x42\x65ginOidcLogin\x12..sealward.api.gateway.v1.BeginOidcLoginRequest\x1a/.sealward.api.gateway.v1.BeginOidcLoginResponse\x12t\n\x0f\x46inishOidcLogin\x12/.sealward.api.gateway.v1.FinishOidcLoginRequest\x1a\x30.sealward.api.gateway.v1.FinishOidcLoginResponse\x12k\n\x0cLinkIdentity\x12,.sealward.api.gateway.v1.LinkIdentityRequest\x1a-.sealward.api.gateway.v1.LinkIdentityResponse\x12q\n\x0eUnlinkIdentity\x12..sealward.api.gateway.v1.UnlinkIdentityRequest\x1a/.sealward.api.gateway.v1.UnlinkIdentityResponse\x12q\n\x0eListIdentities\x12..sealward.api.gateway.v1.ListIdentitiesRequest\x1a/.sealward.api.gateway.v1.ListIdentitiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealward/api/gateway/v1/oidc.proto\x12\x17sealward.api.gateway.v1\"T\n\x15\x42\x65ginOidcLoginRequest\x12\x14\n\x0credirect_uri\x18\x01 \x01(\t\x12\x16\n\x0e\x63ode_challenge\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"\x80\x01\n\x16\x42\x65ginOidcLoginResponse\x12\x10\n\x08login_id\x18\x01 \x01(\t\x12\x19\n\x11\x61uthorization_url\x18\x02 \x01(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x12\n\nexpires_in\x18\x04 \x01(\r\x12\x15\n\rsecond_factor\x18\x05 \x01(\x08\"~\n\x16\x46inishOidcLoginRequest\x12\x10\n\x08login_id\x18\x01 \x01(\t\x12\x1a\n\x12\x61uthorization_code\x18\x02 \x01(\t\x12\x15\n\rcode_verifier\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x11\n\tassertion\x18\x05 \x01(\t\"r\n\x17\x46inishOidcLoginResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x02 \x01(\x03\x12\x14\n\x0cidle_seconds\x18\x03 \x01(\r\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\r\n\x05roles\x18\x05 \x03(\t\"4\n\x13LinkIdentityRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\"Q\n\x14LinkIdentityResponse\x12\x39\n\x08identity\x18\x01 \x01(\x0b\x32\'.sealward.api.gateway.v1.LinkedIdentity\"%\n\x15UnlinkIdentityRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\")\n\x16UnlinkIdentityResponse\x12\x0f\n\x07revoked\x18\x01 \x01(\r\"\x17\n\x15ListIdentitiesRequest\"U\n\x16ListIdentitiesResponse\x12;\n\nidentities\x18\x01 \x03(\x0b\x32\'.sealward.api.gateway.v1.LinkedIdentity\"N\n\x0eLinkedIdentity\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05since\x18\x04 \x01(\x03\x32\xc9\x04\n\x0bOidcService\x12q\n\x0e\x42\x65ginOidcLogin\x12..sealward.api.gateway.v1.BeginOidcLoginRequest\x1a/.sealward.api.gateway.v1.BeginOidcLoginResponse\x12t\n\x0f\x46inishOidcLogin\x12/.sealward.api.gateway.v1.FinishOidcLoginRequest\x1a\x30.sealward.api.gateway.v1.FinishOidcLoginResponse\x12k\n\x0cLinkIdentity\x12,.sealward.api.gateway.v1.LinkIdentityRequest\x1a-.sealward.api.gateway.v1.LinkIdentityResponse\x12q\n\x0eUnlinkIdentity\x12..sealward.api.gateway.v1.UnlinkIdentityRequest\x1a/.sealward.api.gateway.v1.UnlinkIdentityResponse\x12q\n\x0eListIdentities\x12..sealward.api.gateway.v1.ListIdentitiesRequest\x1a/.sealward.api.gateway.v1.ListIdentitiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BEGINOIDCLOGINRESPONSE']._serialized_start=150
   _globals['_BEGINOIDCLOGINRESPONSE']._serialized_end=278
   _globals['_FINISHOIDCLOGINREQUEST']._serialized_start=280
-  _globals['_FINISHOIDCLOGINREQUEST']._serialized_end=387
-  _globals['_FINISHOIDCLOGINRESPONSE']._serialized_start=389
-  _globals['_FINISHOIDCLOGINRESPONSE']._serialized_end=503
-  _globals['_LINKIDENTITYREQUEST']._serialized_start=505
-  _globals['_LINKIDENTITYREQUEST']._serialized_end=557
-  _globals['_LINKIDENTITYRESPONSE']._serialized_start=559
-  _globals['_LINKIDENTITYRESPONSE']._serialized_end=640
-  _globals['_UNLINKIDENTITYREQUEST']._serialized_start=642
-  _globals['_UNLINKIDENTITYREQUEST']._serialized_end=679
-  _globals['_UNLINKIDENTITYRESPONSE']._serialized_start=681
-  _globals['_UNLINKIDENTITYRESPONSE']._serialized_end=722
-  _globals['_LISTIDENTITIESREQUEST']._serialized_start=724
-  _globals['_LISTIDENTITIESREQUEST']._serialized_end=747
-  _globals['_LISTIDENTITIESRESPONSE']._serialized_start=749
-  _globals['_LISTIDENTITIESRESPONSE']._serialized_end=834
-  _globals['_LINKEDIDENTITY']._serialized_start=836
-  _globals['_LINKEDIDENTITY']._serialized_end=914
-  _globals['_OIDCSERVICE']._serialized_start=917
-  _globals['_OIDCSERVICE']._serialized_end=1502
+  _globals['_FINISHOIDCLOGINREQUEST']._serialized_end=406
+  _globals['_FINISHOIDCLOGINRESPONSE']._serialized_start=408
+  _globals['_FINISHOIDCLOGINRESPONSE']._serialized_end=522
+  _globals['_LINKIDENTITYREQUEST']._serialized_start=524
+  _globals['_LINKIDENTITYREQUEST']._serialized_end=576
+  _globals['_LINKIDENTITYRESPONSE']._serialized_start=578
+  _globals['_LINKIDENTITYRESPONSE']._serialized_end=659
+  _globals['_UNLINKIDENTITYREQUEST']._serialized_start=661
+  _globals['_UNLINKIDENTITYREQUEST']._serialized_end=698
+  _globals['_UNLINKIDENTITYRESPONSE']._serialized_start=700
+  _globals['_UNLINKIDENTITYRESPONSE']._serialized_end=741
+  _globals['_LISTIDENTITIESREQUEST']._serialized_start=743
+  _globals['_LISTIDENTITIESREQUEST']._serialized_end=766
+  _globals['_LISTIDENTITIESRESPONSE']._serialized_start=768
+  _globals['_LISTIDENTITIESRESPONSE']._serialized_end=853
+  _globals['_LINKEDIDENTITY']._serialized_start=855
+  _globals['_LINKEDIDENTITY']._serialized_end=933
+  _globals['_OIDCSERVICE']._serialized_start=936
+  _globals['_OIDCSERVICE']._serialized_end=1521
 # @@protoc_insertion_point(module_scope)

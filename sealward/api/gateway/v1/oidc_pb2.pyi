@@ -98,6 +98,7 @@ class FinishOidcLoginRequest(_message.Message):
     AUTHORIZATION_CODE_FIELD_NUMBER: _builtins.int
     CODE_VERIFIER_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    ASSERTION_FIELD_NUMBER: _builtins.int
     login_id: _builtins.str
     """From the beginning."""
     authorization_code: _builtins.str
@@ -106,6 +107,8 @@ class FinishOidcLoginRequest(_message.Message):
     """What the challenge was made of (RFC 7636 section 4.1)."""
     code: _builtins.str
     """One-time password or recovery code, where the user has a second factor here."""
+    assertion: _builtins.str
+    """Instead of a code: AuthenticationResponseJSON of a security key (FactorService.BeginAssertion)."""
     def __init__(
         self,
         *,
@@ -113,10 +116,11 @@ class FinishOidcLoginRequest(_message.Message):
         authorization_code: _builtins.str = ...,
         code_verifier: _builtins.str = ...,
         code: _builtins.str = ...,
+        assertion: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization_code", b"authorization_code", "code", b"code", "code_verifier", b"code_verifier", "login_id", b"login_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion", "authorization_code", b"authorization_code", "code", b"code", "code_verifier", b"code_verifier", "login_id", b"login_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
