@@ -18,11 +18,12 @@ from sealward.kit import attributes as names
 from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
-from services.audit.entry import DEFAULT_TENANT, MAX_PATIENT_BYTES
+from services.audit.entry import DEFAULT_TENANT
 from services.audit.events import OwnEvents
 from services.audit.holds import Hold, Holds, Scope, check_id
 from services.audit.index import Index, IndexFailedError, Query, TableDigest
 from services.audit.logkeys import DAY, SECOND, rotate
+from services.audit.queries import check_patient
 from services.audit.retention import Retention
 from services.audit.rollover import Rollover, announced
 from services.audit.segments import KeyRing
@@ -153,8 +154,8 @@ class LogAdminServicer(logs_pb2_grpc.LogAdminServiceServicer):
         tenant = self._rollover.shards.of(request.tenant).tenant
         if request.origin and self._rollover.shards.by_origin(request.origin).tenant != tenant:
             raise SealwardError(Reason.FIELD_INVALID, "the log is another tenant's", field="origin")
-        if len(request.patient.encode()) > MAX_PATIENT_BYTES:
-            raise SealwardError(Reason.FIELD_INVALID, "patient is too long", field="patient")
+        if request.patient:
+            check_patient(request.patient)
         if max(request.since_unix_nano, request.until_unix_nano) > _MAX_TIME:
             raise SealwardError(Reason.FIELD_INVALID, "a time is too large", field="until")
         scope = Scope(

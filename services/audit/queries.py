@@ -5,8 +5,8 @@ from __future__ import annotations
 from sealward.api.audit.v1 import audit_pb2
 from sealward.kit import attributes as names
 from sealward.kit.errors import SealwardError
+from sealward.kit.patient import DESCRIPTION, is_reference
 from sealward.kit.reasons import Reason
-from services.audit.entry import MAX_PATIENT_BYTES
 from services.audit.index import Query, Row
 from services.audit.log import Placed
 from services.audit.shard import Shard
@@ -29,8 +29,19 @@ def check_query(request: audit_pb2.QueryEventsRequest, most: int = MOST_EVENTS) 
     for field in ("since_unix_nano", "until_unix_nano", "before_index"):
         if getattr(request, field) > _MAX_TIME:
             raise _invalid(f"{field} is too large", field)
-    if len(request.patient.encode()) > MAX_PATIENT_BYTES:
-        raise _invalid("patient is too long", "patient")
+    if request.patient:
+        check_patient(request.patient)
+
+
+def check_patient(reference: str) -> str:
+    """Return a patient reference as given; raise FIELD_INVALID for one that no call can name.
+
+    It would be found nowhere (a blank at its end is enough), and that looks like an answer: nobody
+    saw the record, nothing of it is held.
+    """
+    if not is_reference(reference):
+        raise _invalid(f"a patient reference has {DESCRIPTION}", "patient")
+    return reference
 
 
 def asked(shards: Shards, request: audit_pb2.QueryEventsRequest) -> list[Shard]:

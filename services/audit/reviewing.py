@@ -18,8 +18,7 @@ from sealward.kit.chain import call_of
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from sealward.tlog.leaf import EVENT_ID_SIZE
-from services.audit.entry import MAX_PATIENT_BYTES
-from services.audit.queries import summary_of
+from services.audit.queries import check_patient, summary_of
 from services.audit.reading import events, unavailable
 from services.audit.receipts import Receipts
 from services.audit.reports import activity, bursts, disclosures, reviews, uses
@@ -302,9 +301,7 @@ def _activity(row: activity.Activity) -> review_pb2.Activity:
 def _patient(reference: str) -> str:
     if not reference:
         raise _invalid("patient is missing", "patient")
-    if len(reference.encode()) > MAX_PATIENT_BYTES:
-        raise _invalid("patient is too long", "patient")
-    return reference
+    return check_patient(reference)
 
 
 def _time(nanoseconds: int, field: str) -> int:

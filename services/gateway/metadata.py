@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sealward.kit.errors import SealwardError
+from sealward.kit.patient import DESCRIPTION as REFERENCE_DESCRIPTION
+from sealward.kit.patient import is_reference
 from sealward.kit.reasons import Reason
 from sealward.kit.spans import TraceParent, parse_traceparent
 from services.gateway.purposes import PURPOSES
@@ -21,7 +23,6 @@ OWN_PREFIX = "sealward-"
 KNOWN = frozenset({PURPOSE, PATIENT, SEQ, IDEMPOTENCY_KEY})
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
-_PATIENT = re.compile(r"[\x21-\x7e]{1,128}")
 _SEQ = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
@@ -86,20 +87,22 @@ def read_headers(metadata: Mapping[str, str | bytes]) -> Headers:
         raise SealwardError(
             Reason.PURPOSE_UNKNOWN, "not a code of HL7 v3 PurposeOfUse", field=PURPOSE
         )
-    patient = _matching(metadata, PATIENT, _PATIENT, "1 to 128 printable ASCII characters")
+    patient = metadata.get(PATIENT, "")
+    if PATIENT in metadata and not (isinstance(patient, str) and is_reference(patient)):
+        raise SealwardError(
+            Reason.METADATA_INVALID, f"must be {REFERENCE_DESCRIPTION}", field=PATIENT
+        )
     seq = _matching(metadata, SEQ, _SEQ, "a decimal number of at most 19 digits")
     number = int(seq) if seq else None
     if number is not None and number >> 63:
         raise SealwardError(Reason.METADATA_INVALID, "must be below 2^63", field=SEQ)
-    return Headers(str(purpose), patient, number, parent)
+    return Headers(str(purpose), str(patient), number, parent)
 
 
 def check_patient_reference(patient: str, field: str) -> None:
     """Raise FIELD_INVALID for what is no patient reference."""
-    if not _PATIENT.fullmatch(patient):
-        raise SealwardError(
-            Reason.FIELD_INVALID, "must be 1 to 128 printable ASCII characters", field=field
-        )
+    if not is_reference(patient):
+        raise SealwardError(Reason.FIELD_INVALID, f"must be {REFERENCE_DESCRIPTION}", field=field)
 
 
 def _matching(

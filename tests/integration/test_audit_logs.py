@@ -166,6 +166,8 @@ def test_archive_hold_and_no_purge(pair: Pair, admin: LogAdminServiceStub) -> No
     assert refused(admin.Archive, pb.ArchiveRequest(origin=current.origin)) == "LOG_STATE"
     done = admin.Archive(pb.ArchiveRequest(origin=ended.origin), timeout=60)
     assert {"log.db", "log/checkpoint"} <= {file.path for file in done.files}
+    # It would hold nothing.
+    assert refused(admin.PlaceHold, pb.PlaceHoldRequest(patient=f"{CANARY} ")) == "FIELD_INVALID"
     hold = admin.PlaceHold(pb.PlaceHoldRequest(patient=CANARY), timeout=20).hold_id
     (held,) = admin.ListHolds(pb.ListHoldsRequest(), timeout=20).holds
     assert held.id == hold

@@ -249,6 +249,10 @@ def test_who_may_not_is_refused_and_recorded(pair: Pair, name: str) -> None:
         ({"outcome": "maybe"}, "outcome"),
         ({"limit": 10_001}, "limit"),
         ({"since_unix_nano": 1 << 63}, "since_unix_nano"),
+        # Nobody would be found, and nobody could know why.
+        ({"patient": "MRN-1 "}, "patient"),
+        ({"patient": "Müller"}, "patient"),
+        ({"patient": "1" * 129}, "patient"),
     ],
 )
 def test_a_bad_query_names_its_field(pair: Pair, request_: dict[str, object], field: str) -> None:

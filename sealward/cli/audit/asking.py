@@ -27,6 +27,17 @@ ReceiptsTo = Annotated[
     typer.Option("--receipts", metavar="DIR", help="Write the proof of every event there."),
 ]
 
+
+def filled(param: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuse an option that is there and empty: it would mean everybody.
+
+    So is what a script gives whose variable is not set.
+    """
+    if value == "":
+        raise usage(f"--{param.name} is empty", f"leave --{param.name} out to mean all")
+    return value
+
+
 SECONDS = 120.0
 """How long a report may take."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealward.cli.audit.asking import ReceiptsTo, Tenant, write_receipts
+from sealward.cli.audit.asking import ReceiptsTo, Tenant, filled, write_receipts
 from sealward.cli.audit.common import Event, Limit, event_id
 from sealward.cli.errors import CliError, Exit
 from sealward.cli.options import DEFAULT, Dir, Json
@@ -39,10 +39,13 @@ _COMPLETE_SECONDS = 3600.0
 
 
 def query(
-    user: Annotated[str, typer.Option("--user", help="Actor.")] = "",
+    user: Annotated[str | None, typer.Option("--user", help="Actor.", callback=filled)] = None,
     patient: Annotated[
-        str, typer.Option("--patient", help="Patient reference; audit looks up its pseudonym.")
-    ] = "",
+        str | None,
+        typer.Option(
+            "--patient", help="Patient reference; audit looks up its pseudonym.", callback=filled
+        ),
+    ] = None,
     model: Annotated[str, typer.Option("--model", help="Model name.")] = "",
     outcome: Annotated[Outcome | None, typer.Option("--outcome", help="How it ended.")] = None,
     event_type: Annotated[
@@ -52,7 +55,9 @@ def query(
     until: Annotated[str, typer.Option("--until", help="Before then.")] = "",
     purpose: Annotated[str, typer.Option("--purpose", help="HL7 purpose of use.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="Reason of a refusal.")] = "",
-    session: Annotated[str, typer.Option("--session", help="Session id.")] = "",
+    session: Annotated[
+        str | None, typer.Option("--session", help="Session id.", callback=filled)
+    ] = None,
     break_glass: Annotated[
         bool, typer.Option("--break-glass", help="Only events under break-glass.")
     ] = False,
@@ -74,8 +79,8 @@ def query(
     answer = _ask(
         suite,
         seconds=_COMPLETE_SECONDS if complete else None,
-        user=user,
-        patient=patient,
+        user=user or "",
+        patient=patient or "",
         model=model,
         outcome=str(outcome) if outcome else "",
         type=event_type,
@@ -83,7 +88,7 @@ def query(
         until_unix_nano=parse_time(until, now) if until else 0,
         purpose=purpose,
         reason=reason,
-        session=session,
+        session=session or "",
         break_glass=break_glass,
         complete=complete,
         receipts=receipts is not None,

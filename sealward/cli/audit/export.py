@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sealward.cli.audit.asking import filled
 from sealward.cli.audit.common import event_id
 from sealward.cli.audit.events import Outcome
 from sealward.cli.errors import CliError, unreadable, usage
@@ -56,10 +57,13 @@ def export(
     event: Annotated[
         list[str] | None, typer.Option("--event", help="Only this event; may be given again.")
     ] = None,
-    user: Annotated[str, typer.Option("--user", help="Actor.")] = "",
+    user: Annotated[str | None, typer.Option("--user", help="Actor.", callback=filled)] = None,
     patient: Annotated[
-        str, typer.Option("--patient", help="Patient reference; audit looks up its pseudonym.")
-    ] = "",
+        str | None,
+        typer.Option(
+            "--patient", help="Patient reference; audit looks up its pseudonym.", callback=filled
+        ),
+    ] = None,
     model: Annotated[str, typer.Option("--model", help="Model name.")] = "",
     outcome: Annotated[Outcome | None, typer.Option("--outcome", help="How it ended.")] = None,
     purpose: Annotated[str, typer.Option("--purpose", help="Purpose of use.")] = "",
@@ -69,7 +73,9 @@ def export(
     since: Annotated[str, typer.Option("--since", help="From then on: 2h, 7d, ISO time.")] = "",
     until: Annotated[str, typer.Option("--until", help="Before then.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="Reason of a refusal.")] = "",
-    session: Annotated[str, typer.Option("--session", help="Session id.")] = "",
+    session: Annotated[
+        str | None, typer.Option("--session", help="Session id.", callback=filled)
+    ] = None,
     break_glass: Annotated[
         bool, typer.Option("--break-glass", help="Only events under break-glass.")
     ] = False,
@@ -123,13 +129,13 @@ def export(
     _check_target(output, folder=form is Format.BUNDLE and output.suffix != ".zip")
     call = _call(form, receipt, request, response)
     query = QueryEventsRequest(
-        user=user,
-        patient=patient,
+        user=user or "",
+        patient=patient or "",
         model=model,
         outcome=str(outcome) if outcome else "",
         purpose=purpose,
         reason=reason,
-        session=session,
+        session=session or "",
         break_glass=break_glass,
         tenant=tenant,
         type=event_type,

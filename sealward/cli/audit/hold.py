@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sealward.cli.audit.asking import filled
 from sealward.cli.audit.logs import LONG_SECONDS, Tenant, log_admin
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, table
@@ -19,9 +20,17 @@ app = typer.Typer(help="Place, release and list legal holds.", no_args_is_help=T
 @app.command()
 def place(
     tenant: Tenant = "",
-    log: Annotated[str, typer.Option("--log", metavar="ORIGIN", help="Only this log.")] = "",
-    patient: Annotated[str, typer.Option("--patient", help="Only events of this patient.")] = "",
-    user: Annotated[str, typer.Option("--user", help="Only events of this actor.")] = "",
+    log: Annotated[
+        str | None,
+        typer.Option("--log", metavar="ORIGIN", help="Only this log.", callback=filled),
+    ] = None,
+    patient: Annotated[
+        str | None,
+        typer.Option("--patient", help="Only events of this patient.", callback=filled),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="Only events of this actor.", callback=filled)
+    ] = None,
     since: Annotated[str, typer.Option("--since", help="Only from then on.")] = "",
     until: Annotated[str, typer.Option("--until", help="Only before then.")] = "",
     directory: Dir = DEFAULT,
@@ -33,9 +42,9 @@ def place(
     now = dt.datetime.now(dt.UTC)
     request = PlaceHoldRequest(
         tenant=tenant,
-        origin=log,
-        patient=patient,
-        user=user,
+        origin=log or "",
+        patient=patient or "",
+        user=user or "",
         since_unix_nano=parse_time(since, now) if since else 0,
         until_unix_nano=parse_time(until, now) if until else 0,
     )

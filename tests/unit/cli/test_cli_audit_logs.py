@@ -46,6 +46,16 @@ def test_a_purge_wants_the_name_twice(tmp_path: Path) -> None:
         assert caught.value.code is Exit.USAGE
 
 
+@pytest.mark.parametrize(
+    "verb", [["query"], ["export", "--output", "all.csv"], ["hold", "place"]], ids="-".join
+)
+@pytest.mark.parametrize("option", ["--patient", "--user"])
+def test_an_empty_option_is_not_everybody(verb: list[str], option: str, tmp_path: Path) -> None:
+    with pytest.raises(CliError, match=f"{option} is empty") as caught:
+        CliRunner().invoke(app, [*verb, option, "", "--dir", str(tmp_path)], catch_exceptions=False)
+    assert caught.value.code is Exit.USAGE
+
+
 class Stub:
     """Answers a reindex as a service whose index was (not) the log's."""
 
