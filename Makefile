@@ -8,7 +8,7 @@ BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE ?= copy
 
-.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys soak-rotation models vault fuzz clean
+.PHONY: help dev run demo test lint fmt protos bench bench-audit bench-keys bench-access soak-rotation models vault fuzz clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -65,16 +65,20 @@ models: dev ## rebuild the shipped models and check that they are the committed 
 	@UV_PROJECT_ENVIRONMENT=.venv-models $(UV) sync --quiet --frozen --only-group models
 	@.venv-models/bin/python tools/build_models.py --check
 
-bench: dev ## benchmarks, side by side in one run: the suite, the audit log, keys
+bench: dev ## benchmarks, side by side in one run: the suite, the audit log, keys, access
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.audit
 	@$(BIN)/python -m benchmarks.keys
+	@$(BIN)/python -m benchmarks.access
 
 bench-audit: dev ## those of the audit log alone
 	@$(BIN)/python -m benchmarks.audit
 
 bench-keys: dev ## those of sealing, the keys service and mutual TLS alone
 	@$(BIN)/python -m benchmarks.keys
+
+bench-access: dev ## those of decisions, logins beside predictions and revocations alone
+	@$(BIN)/python -m benchmarks.access
 
 fuzz: dev ## every decoder guided by coverage: FUZZ_SECONDS for each of FUZZ_TARGETS
 	@UV_PROJECT_ENVIRONMENT=.venv-fuzz $(UV) sync --quiet --frozen --no-default-groups --group fuzz

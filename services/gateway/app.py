@@ -55,6 +55,7 @@ from services.gateway.factors.keys import SecurityKeys
 from services.gateway.factors.store import FactorStore
 from services.gateway.factors.webauthn import RelyingParty
 from services.gateway.grants import Grants
+from services.gateway.hashing import HashProcess
 from services.gateway.ledgers import Ledgers
 from services.gateway.lockouts import Lockouts
 from services.gateway.membership_servicer import MembershipServicer
@@ -149,7 +150,7 @@ class Gateway:
         )
         self._pool, self._remote_store = pool, _ = _session_pool(ctx)
         self._sealer = SessionSealer(pool, self._ring, log)
-        self._passwords = Passwords(queue=settings.login_queue)
+        self._passwords = Passwords(queue=settings.login_queue, hasher=HashProcess())
         metrics = GatewayMetrics(ctx.metrics)
         self._lockouts = Lockouts(
             settings.data_dir / "lockouts.db", steady_time, failures=settings.lockout_failures,

@@ -1,7 +1,8 @@
 """Passwords: argon2id (RFC 9106, its low-memory parameters) in a pool of its own.
 
-One hash takes some tenths of a second and 64 MiB. The pool keeps that away from every other call,
-and its queue is bounded: more logins than it can take are refused at once.
+One hash takes some tenths of a second and 64 MiB. The pool keeps that away from every other call:
+one at a time, in a process of low priority (hashing.py), and its queue is bounded: more logins than
+it can take are refused at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argon2
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.hashing import PARAMETERS, Hasher, LocalHasher
 
 SHORTEST = 12
 LONGEST = 1024
@@ -29,26 +31,30 @@ class Passwords:
 
     def __init__(
         self,
-        parameters: argon2.Parameters = argon2.profiles.RFC_9106_LOW_MEMORY,
+        parameters: argon2.Parameters = PARAMETERS,
         *,
         threads: int = 1,
         queue: int = 16,
+        hasher: Hasher | None = None,
     ) -> None:
+        """`hasher` computes with these parameters; without one this process does, in threads."""
         self._hasher = argon2.PasswordHasher.from_parameters(parameters)
+        self._compute = hasher or LocalHasher(parameters)
         self._parameters = parameters
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="argon2")
         self._room = threading.BoundedSemaphore(threads + queue)
 
     def hash(self, password: str) -> str:
         """Return the encoded hash (PHC string) to be stored."""
-        return self._run(lambda: self._hasher.hash(password))
+        return self._run(lambda: self._compute.hash(password))
 
     def verify(self, secret: str | None, password: str) -> bool:
         """Tell whether the password is the one of the stored hash.
 
         With None, for a user that does not exist, it takes the same time and is never true.
         """
-        return self._run(lambda: self._check(secret or self._decoy(), password)) and bool(secret)
+        against = secret or self._decoy()
+        return self._run(lambda: self._compute.verify(against, password)) and bool(secret)
 
     def outdated(self, secret: str) -> bool:
         """True when a stored hash was made with other parameters than today's."""
@@ -57,12 +63,7 @@ class Passwords:
     def close(self) -> None:
         """Let running hashes end."""
         self._pool.shutdown()
-
-    def _check(self, secret: str, password: str) -> bool:
-        try:
-            return self._hasher.verify(secret, password)
-        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-            return False
+        self._compute.close()
 
     def _decoy(self) -> str:
         """A hash of nothing known, with today's parameters."""

@@ -1,0 +1,1 @@
+"""Access: decisions, logins beside predictions, and how fast a revocation is everywhere."""
