@@ -30,6 +30,7 @@ from sealward.tlog.leaf import PREFIX_SIZE, SALT_SIZE, leaf_prefix
 from sealward.tlog.note import Ed25519Signer
 from sealward.tlog.receipt import format_receipt, open_receipt
 from services.audit.digests import IndexKeys
+from services.audit.embedded_store import EmbeddedStore
 from services.audit.entry import Candidate
 from services.audit.index import Row
 from services.audit.indexer import Indexer
@@ -37,7 +38,6 @@ from services.audit.log import Log, Placed
 from services.audit.publisher import Publisher
 from services.audit.segments import Segments
 from services.audit.sqlite_index import SqliteIndex
-from services.audit.sqlite_store import SqliteStore
 from services.audit.store import EventKey
 
 ORIGIN = "bench.example/log"
@@ -77,7 +77,7 @@ class Engine:
 
     def __init__(self, folder: Path, *, indexed: bool = True) -> None:
         self.signer, _ = Ed25519Signer.generate(ORIGIN)
-        self.store = SqliteStore(folder / "log.db")
+        self.store = EmbeddedStore(folder / "log.db")
         self.index = SqliteIndex(folder / "index.db", ORIGIN)
         self.segments = Segments(self.store, Ring(), ORIGIN)
         self.indexer = Indexer(
@@ -130,6 +130,8 @@ def run(folder: Path, writers: int, seconds: float, *, indexed: bool = True) -> 
     made = candidates()
     ahead = list(itertools.islice(made, min(_AHEAD, int(writers * seconds * 3000))))
     # As in the service (kit/runner.py): what is there now is no business of the collector's.
+    # Drawn in the order in which they are sent, as time goes.
+    ahead.reverse()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

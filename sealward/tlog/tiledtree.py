@@ -252,6 +252,14 @@ class TiledTree:
             right = last >> level
             low, high = start >> level, (end - 1) >> level
             current: list[bytes] = []
+            # Pairs that are whole and left of the edge: both paths from one parent, without asking.
+            if not low & 1 and (whole := min(high + 1, right) & ~1) > low:
+                begin, stop = (low - offset) * HASH_SIZE, (whole - offset) * HASH_SIZE
+                joined = bytes(hashes[begin:stop])
+                for at, parent in zip(range(0, stop - begin, _PAIR), paths, strict=False):
+                    middle = at + HASH_SIZE
+                    current += (joined[middle : at + _PAIR] + parent, joined[at:middle] + parent)
+                low = whole
             for node in range(low, high + 1):
                 sibling = node ^ 1
                 parent = paths[(node >> 1) - first]
@@ -262,7 +270,7 @@ class TiledTree:
                     current.append(edge[level] + parent)
                 else:
                     current.append(parent)
-            paths, first = current, low
+            paths, first = current, start >> level
         return paths
 
     def _at(self, level: int, index: int, last: int, edge: Sequence[bytes]) -> bytes:

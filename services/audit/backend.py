@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from services.audit.directory_sink import DirectorySinks
+from services.audit.embedded_store import ENTRIES, EmbeddedStore
 from services.audit.entry import DEFAULT_TENANT
+from services.audit.finder import VERSION
 from services.audit.index import Index
+from services.audit.migration import migrate, version_of
 from services.audit.rewrapped import REWRAPPED, RewrappedStore, write_rewrapped
 from services.audit.sqlite_index import SqliteIndex
 from services.audit.sqlite_store import SqliteStore
@@ -23,7 +26,7 @@ from services.audit.store import LogStore
 from services.audit.tilesink import Sinks, TileSink
 
 _STORE, _INDEX = "log.db", "index.db"
-# The write-ahead log goes first: it belongs to the store that follows it.
+# What is in several files is complete only together: what makes it a store goes last.
 _FILES = (
     f"{_STORE}-wal", f"{_STORE}-shm", _STORE, f"{_INDEX}-wal", f"{_INDEX}-shm", _INDEX, "log",
     "log.vkey",
@@ -99,7 +102,16 @@ class FileBackend:
 
     def store(self, place: Place, *, sealed: bool = False) -> LogStore:
         """See Backend."""
-        store = SqliteStore(place.folder / _STORE, sealed=sealed)
+        path, entries = place.folder / _STORE, place.folder / ENTRIES
+        version = version_of(path)
+        store: LogStore
+        if version and version < VERSION and place.manifest.exists():
+            # An archive stays the files that its manifest lists.
+            store = SqliteStore(path, sealed=sealed)
+        else:
+            if version and version < VERSION:
+                migrate(path, entries)
+            store = EmbeddedStore(path, sealed=sealed)
         return RewrappedStore(store, place.folder / REWRAPPED) if sealed else store
 
     def index(self, place: Place, origin: str) -> Index:
@@ -125,11 +137,17 @@ class FileBackend:
     def move(self, old: Place, new: Place) -> None:
         """See Backend."""
         make_folder(new.folder)
+        # In both places until the store has moved: whichever place has that is complete.
+        entries, moved = old.folder / ENTRIES, new.folder / ENTRIES
+        if entries.exists() and not moved.exists():
+            os.link(entries, moved)
+            _sync(new.folder)
         for name in _FILES:
             source, target = old.folder / name, new.folder / name
             if source.exists() and not target.exists():
                 source.rename(target)
         _sync(new.folder)
+        entries.unlink(missing_ok=True)
         _sync(old.folder)
 
     def discard(self, place: Place) -> None:

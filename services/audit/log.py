@@ -387,6 +387,8 @@ class Log(LogView):
         keys: Sequence[EventKey],
         rows: Sequence[Row | None],
     ) -> None:
+        # The disk begins to write while they are hashed.
+        self._store.begin(first, leaves)
         hashes = leaf_hashes(leaves)
         size = first + len(leaves)
         growth = self._tree.grown(hashes)

@@ -154,6 +154,13 @@ class SealedPostgresStore:
         query = "SELECT name FROM meta WHERE log = %s AND starts_with(name, %s)"
         return sorted(row[0] for row in self._database.read(query, (self._log, prefix)))
 
+    def begin(self, first: int, leaves: Sequence[bytes]) -> None:
+        """See LogStore: a batch is one statement, at its commit."""
+
+    def framed(self, start: int, end: int) -> bytes:
+        """See LogStore."""
+        return framed(self.leaves(start, end))
+
     def put(self, values: Iterable[tuple[str, bytes]]) -> None:  # noqa: ARG002
         """See LogStore."""
         raise _sealed()

@@ -27,7 +27,6 @@ from sealward.tlog.tiles import (
     TILE_HEIGHT,
     TILE_WIDTH,
     Tile,
-    encode_bundle,
     tiles_at,
     tiles_between,
 )
@@ -224,7 +223,8 @@ class Publisher:
     def _content(self, tile: Tile) -> bytes:
         start = tile.index * TILE_WIDTH
         if tile.level is None:
-            return encode_bundle(self._store.leaves(start, start + tile.width))
+            # Entries are framed in a bundle as they are in the store.
+            return self._store.framed(start, start + tile.width)
         return self._log.hashes(TILE_HEIGHT * tile.level, start, start + tile.width)
 
     def _earlier_forms(self, tile: Tile) -> Iterator[Tile]:

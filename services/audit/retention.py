@@ -23,6 +23,7 @@ import structlog
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from services.audit.backend import Backend, Place
+from services.audit.embedded_store import ENTRIES
 from services.audit.holds import Holds
 from services.audit.index import IndexFailedError, Query
 from services.audit.publisher import Publisher
@@ -164,7 +165,7 @@ class Retention:
         return files
 
     def _unseal(self, place: Place) -> None:
-        for path in (place.folder / _STORE, place.manifest):
+        for path in (place.folder / _STORE, place.folder / ENTRIES, place.manifest):
             if path.exists():
                 path.chmod(0o600)
         place.manifest.unlink(missing_ok=True)
@@ -245,7 +246,7 @@ def _later_keys(store: LogStore) -> list[str]:
 
 def _archived(place: Place) -> Iterator[Path]:
     """Yield the files that an archive consists of; the index is derived and stays outside."""
-    for path in (place.folder / _STORE, place.vkey):
+    for path in (place.folder / _STORE, place.folder / ENTRIES, place.vkey):
         if path.exists():
             yield path
     yield from sorted(path for path in place.published.rglob("*") if path.is_file())

@@ -41,6 +41,10 @@ class RewrappedStore:
         """See LogStore."""
         return self._store.head()
 
+    def begin(self, first: int, leaves: Sequence[bytes]) -> None:
+        """See LogStore: it fails, the archive is read-only."""
+        self._store.begin(first, leaves)
+
     def commit(
         self,
         first: int,
@@ -59,6 +63,10 @@ class RewrappedStore:
     def leaves(self, start: int, end: int) -> list[bytes]:
         """See LogStore."""
         return self._store.leaves(start, end)
+
+    def framed(self, start: int, end: int) -> bytes:
+        """See LogStore."""
+        return self._store.framed(start, end)
 
     def hashes(self, start: int, end: int) -> bytes:
         """See LogStore."""

@@ -2,7 +2,7 @@
 
 A store keeps the entries, their event ids and the tree head that covers them, and commits all three
 together or not at all. It knows nothing of keys, signatures or spans. The embedded backend is
-sqlite_store.py. What can be searched is elsewhere (index.py) and derived.
+embedded_store.py. What can be searched is elsewhere (index.py) and derived.
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ class LogStore(Protocol):
     def head(self) -> Head | None:
         """Return the newest committed head; None when nothing was ever committed."""
 
+    def begin(self, first: int, leaves: Sequence[bytes]) -> None:
+        """Take note of entries [first, first + n), whose `commit` with the same leaves may follow.
+
+        The backend may begin to write them while the caller hashes. Without that commit nothing of
+        them is stored. Raise as `commit`.
+        """
+
     def commit(
         self,
         first: int,
@@ -72,6 +79,9 @@ class LogStore(Protocol):
 
     def leaves(self, start: int, end: int) -> list[bytes]:
         """Return the leaves [start, end); raise StoreBrokenError when one is missing."""
+
+    def framed(self, start: int, end: int) -> bytes:
+        """Return the leaves [start, end) as one value (framing.py); raise as `leaves`."""
 
     def hashes(self, start: int, end: int) -> bytes:
         """Return the joined leaf hashes of [start, end); raise as `leaves`.

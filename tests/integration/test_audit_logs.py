@@ -165,7 +165,7 @@ def test_archive_hold_and_no_purge(pair: Pair, admin: LogAdminServiceStub) -> No
     current, ended = logs(admin)
     assert refused(admin.Archive, pb.ArchiveRequest(origin=current.origin)) == "LOG_STATE"
     done = admin.Archive(pb.ArchiveRequest(origin=ended.origin), timeout=60)
-    assert {"log.db", "log/checkpoint"} <= {file.path for file in done.files}
+    assert {"log.db", "log.entries", "log/checkpoint"} <= {file.path for file in done.files}
     # It would hold nothing.
     assert refused(admin.PlaceHold, pb.PlaceHoldRequest(patient=f"{CANARY} ")) == "FIELD_INVALID"
     hold = admin.PlaceHold(pb.PlaceHoldRequest(patient=CANARY), timeout=20).hold_id

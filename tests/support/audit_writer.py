@@ -132,7 +132,7 @@ def fails(folder: Path, how: str) -> None:
     promised = suite.log.append([suite.entry() for _ in range(20)]).results
     files.rebuild()
     if how == "limit":
-        limit = (disk / "log.db-wal").stat().st_size + 65_536
+        limit = (disk / "log.entries").stat().st_size + 65_536
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     else:
         _fill(folder / "back/ballast")

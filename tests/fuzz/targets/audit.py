@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import ssl
+import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,17 @@ from services.audit.cosigning.asking import Answer, Cosigned, WitnessAwayError, 
 from services.audit.cosigning.http_witness import HttpWitness, tls_context
 from services.audit.digests import IndexKeys
 from services.audit.entry import EntryMaker
+from services.audit.entryfile import NOTHING, DamagedError, EntryFile
+from services.audit.entryrecord import (
+    END_BYTES,
+    HEAD_BYTES,
+    RecordError,
+    begin_record,
+    end_record,
+    file_start,
+    parse_record,
+    record_leaves,
+)
 from services.audit.exporting import _check, described, without_reference
 from services.audit.framing import framed, unframed
 from services.audit.origin import KeyState, LogName
@@ -369,3 +381,65 @@ def rewrapped_keys(data: bytes) -> None:
         path = Path(folder, "rewrapped.json")
         path.write_bytes(data)
         assert all(isinstance(key, bytes) for key in read_rewrapped(path).values())
+
+
+def _records() -> Sequence[bytes]:
+    records, before, first = [], 0, 0
+    for count in (1, 3, 2):
+        leaves = [b"%d of %d" % (n, count) for n in range(count)]
+        hashes, ids = [bytes([count]) * 32] * count, b"".join(b"%016d" % n for n in range(count))
+        begun = begin_record(_ID, first, leaves, 1, before)
+        rest, before = end_record(begun, leaves, hashes, ids, ids[::-1], b"r" * 32)
+        records.append(begun + rest)
+        first += count
+    return records
+
+
+def _with_checks(data: bytes) -> bytes:
+    """Make head and end of a record right, so that what is between them is looked at."""
+    if len(data) < HEAD_BYTES + END_BYTES:
+        return data
+    fields = data[: HEAD_BYTES - 5]
+    head = fields + zlib.crc32(fields, zlib.crc32(_ID)).to_bytes(4) + b"\xa5"
+    rest = data[HEAD_BYTES:-5]
+    return head + rest + zlib.crc32(head + rest).to_bytes(4) + b"\xa5"
+
+
+@target(RecordError, seeds=_records, rounds=600)
+def record_of_entries(data: bytes) -> None:
+    """A batch in the embedded store's file."""
+    data = _with_checks(data)
+    record = parse_record(_ID, data)
+    leaves = record_leaves(record)
+    begun = begin_record(_ID, record.head.first, leaves, record.head.puts, record.head.before)
+    hashes = [record.hashes[n : n + 32] for n in range(0, len(record.hashes), 32)]
+    rest, check = end_record(begun, leaves, hashes, record.ids, record.prints, record.root)
+    # One spelling, but for the lengths in the table, which the frames say as well.
+    table = slice(record.head.table, record.head.hashes)
+    assert (begun + rest)[: table.start] == data[: table.start]
+    assert (begun + rest)[table.stop : -5] == data[table.stop : -5]
+    assert (begun + rest == data) == (check == record.check)
+
+
+@target(
+    DamagedError, StoreBrokenError,
+    seeds=lambda: [file_start(_ID), *(file_start(_ID) + b"".join(_records()[:n]) for n in (1, 3))],
+)  # fmt: skip
+def file_of_entries(data: bytes) -> None:
+    """The embedded store's file after a crash: what is taken is there at the next start too."""
+    with TemporaryDirectory(dir=_MEMORY) as folder:
+        path = Path(folder, "log.entries")
+        path.write_bytes(data)
+        file = EntryFile(path)
+        try:
+            dropped = file.resume(NOTHING, ())
+            size, leaves = file.mark.size, file.leaves(0, file.mark.size)
+        finally:
+            file.close()
+        assert path.read_bytes() == data[: len(data) - dropped]
+        again = EntryFile(path)
+        try:
+            assert again.resume(NOTHING, ()) == 0
+            assert (again.mark.size, again.leaves(0, size)) == (size, leaves)
+        finally:
+            again.close()

@@ -20,9 +20,14 @@ from sealward.tlog.merkle import leaf_hash, split_hashes, verify_consistency, ve
 from services.audit.digests import Hmac
 from services.audit.log import Committed, Placed
 from services.audit.store import Head, StoreBrokenError, StoreFullError
+from tests.support.audit_entries import as_version_1, as_version_3, flip, records
 from tests.support.audit_suite import GATEWAY, Ring, Suite, entry_bytes, span_bytes
 
 Reopen = Callable[..., Suite]
+FILES = {
+    "log.entries",
+    *(f"{name}{suffix}" for name in ("log.db", "index.db") for suffix in ("", "-wal", "-shm")),
+}
 
 
 def placed(done: Committed) -> list[Placed]:
@@ -130,11 +135,7 @@ def test_a_restart_goes_on_with_the_same_log_and_keys(reopen: Reopen) -> None:
 def test_a_changed_entry_stops_the_start(reopen: Reopen, tmp_path: Path) -> None:
     suite = reopen()
     suite.log.append([suite.entry() for _ in range(9)])
-    with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
-        leaves = bytearray(db.execute("SELECT leaves FROM batches").fetchone()[0])
-        leaves[1000] ^= 1
-        db.execute("UPDATE batches SET leaves = ?", (bytes(leaves),))
-    db.close()
+    flip(tmp_path / "audit" / "log.entries", 1000)
     with pytest.raises(StartupError, match="was changed"):
         reopen()
 
@@ -142,11 +143,14 @@ def test_a_changed_entry_stops_the_start(reopen: Reopen, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "statement",
     [
-        "DELETE FROM batches WHERE first = 8",
-        "DELETE FROM batches WHERE first = 3",
-        "UPDATE batches SET leaves = substr(leaves, 1, 20) WHERE first = 3",
-        "UPDATE batches SET leaves = substr(leaves, 1, 1) WHERE first = 8",
-        "UPDATE head SET size = 8",
+        "UPDATE mark SET size = 8",
+        "UPDATE mark SET size = 10",
+        "UPDATE mark SET at = at + 1",
+        "UPDATE mark SET root = zeroblob(32)",
+        "UPDATE mark SET identity = zeroblob(16)",
+        "DELETE FROM mark",
+        "DELETE FROM places",
+        "UPDATE places SET at = at + 1",
         "DELETE FROM meta WHERE name = 'signing/sealed'",
         "DELETE FROM meta WHERE name = 'origin'",
     ],
@@ -155,6 +159,7 @@ def test_a_damaged_store_stops_the_start(reopen: Reopen, tmp_path: Path, stateme
     suite = reopen()
     for _ in range(9):
         suite.log.append([suite.entry()])
+    suite.close()
     with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
         db.execute(statement)
     db.close()
@@ -166,9 +171,11 @@ def test_changed_hashes_prove_nothing(suite: Suite, tmp_path: Path) -> None:
     candidates = [suite.entry() for _ in range(300)]
     suite.log.append(candidates)
     suite.log._tree._cache.clear()
-    with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
-        db.execute("UPDATE batches SET hashes = zeroblob(300 * 32)")
-    db.close()
+    entries = tmp_path / "audit" / "log.entries"
+    ((at, head),) = records(entries)
+    with entries.open("r+b") as file:
+        file.seek(at + head.hashes)
+        file.write(bytes(300 * 32))
     with pytest.raises(StoreBrokenError):
         suite.log.receipt(candidates[7].key.event_id)
     with pytest.raises(StoreBrokenError):
@@ -176,34 +183,18 @@ def test_changed_hashes_prove_nothing(suite: Suite, tmp_path: Path) -> None:
     suite.log.receipt(candidates[299].key.event_id)
 
 
-VERSION_1 = """
-CREATE TABLE entries (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
-CREATE TABLE events (
-  idx INTEGER PRIMARY KEY, event_id BLOB NOT NULL, fingerprint BLOB NOT NULL,
-  time INTEGER NOT NULL, type TEXT NOT NULL, outcome TEXT NOT NULL, code TEXT NOT NULL,
-  reason TEXT NOT NULL, actor TEXT NOT NULL, model TEXT NOT NULL, purpose TEXT NOT NULL,
-  patient TEXT NOT NULL
-);
-"""
-
-
-def test_a_store_of_the_first_version_is_taken_over(reopen: Reopen, tmp_path: Path) -> None:
+@pytest.mark.parametrize("age", [as_version_1, as_version_3])
+def test_a_store_of_an_earlier_version_is_taken_over(
+    reopen: Reopen, tmp_path: Path, age: Callable[[Path], None]
+) -> None:
     suite = reopen()
     bodies = [entry_bytes(patient="p1") for _ in range(20)]
     candidates = [suite.maker.appended(body, GATEWAY) for body in bodies]
     suite.log.append(candidates)
     suite.indexer.wait(20)
     leaves, before, head = suite.store.leaves(0, 20), suite.rows.digest(), suite.log.head
-    with sqlite3.connect(tmp_path / "audit" / "log.db") as db:
-        db.executescript(VERSION_1)
-        db.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(leaves))
-        db.execute(
-            "INSERT INTO events SELECT idx, event_id, fingerprint, 0, '', '', '', '', '', '', '',"
-            " '' FROM ids"
-        )
-        db.executescript("DROP TABLE ids; DROP TABLE batches; PRAGMA user_version=1;")
-    db.close()
     suite.close()
+    age(tmp_path / "audit")
     (tmp_path / "audit" / "index.db").unlink()
     again = reopen()
     assert again.log.head == head
@@ -212,6 +203,7 @@ def test_a_store_of_the_first_version_is_taken_over(reopen: Reopen, tmp_path: Pa
     assert again.rows.digest() == before
     done = again.log.append([again.maker.appended(bodies[3], GATEWAY), again.entry()])
     assert [(p.index, p.repeated) for p in placed(done)] == [(3, True), (20, False)]
+    assert {p.name for p in again.folder.iterdir()} == FILES
 
 
 class Failing:
@@ -344,24 +336,21 @@ def test_queries(suite: Suite) -> None:
 def test_the_store_file_is_private(suite: Suite) -> None:
     suite.log.append([suite.entry()])
     folder = suite.folder
-    assert {p.name for p in folder.iterdir()} == {
-        f"{name}{suffix}" for name in ("log.db", "index.db") for suffix in ("", "-wal", "-shm")
-    }
+    assert {p.name for p in folder.iterdir()} == FILES
     assert all(p.stat().st_mode & 0o077 == 0 for p in (folder, *folder.iterdir()))
 
 
 def test_maintenance_empties_the_write_ahead_log(suite: Suite) -> None:
     wal = suite.folder / "log.db-wal"
-    big = {"sealward.target": "x" * 200}
     while wal.stat().st_size < 5 << 20:
-        suite.log.append([suite.entry(span=span_bytes(extra=dict(big))) for _ in range(128)])
+        suite.store.put([("test/value", bytes(1 << 20))])
     before = wal.stat().st_size
     suite.store.maintain()
-    suite.log.append([suite.entry()])
-    suite.log.append([suite.entry()])
+    suite.store.put([("test/value", b"1")])
+    suite.store.put([("test/value", b"2")])
     # The log starts from its beginning again instead of growing.
     assert wal.stat().st_size == before
-    assert suite.store.leaves(0, 1)
+    assert suite.store.get("test/value") == b"2"
 
 
 @pytest.mark.parametrize("data", [b"", b"MRN-1", bytes(32), b"x" * 1000])

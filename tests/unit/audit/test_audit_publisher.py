@@ -17,6 +17,7 @@ from tests.support.audit_suite import Ring, Suite, open_suite
 from tests.support.cosigners import ed25519
 
 Reopen = Callable[..., Suite]
+STORE = ("log.db", "log.entries")
 
 
 @pytest.fixture
@@ -111,13 +112,15 @@ def test_a_store_that_was_rolled_back_stops_the_start(
     suite = reopen()
     suite.log.append([suite.entry() for _ in range(5)])
     suite.close()
-    shutil.copy(tmp_path / "audit/log.db", tmp_path / "old.db")
+    for name in STORE:
+        shutil.copy(tmp_path / "audit" / name, tmp_path / name)
     suite = reopen()
     suite.log.append([suite.entry() for _ in range(5)])
     publisher(suite, folder, logger).rebuild()
     assert check_published(folder, (suite.signer.verifier,), suite.log)
     suite.close()
-    shutil.copy(tmp_path / "old.db", tmp_path / "audit/log.db")
+    for name in STORE:
+        shutil.copy(tmp_path / name, tmp_path / "audit" / name)
     suite = reopen()
     with pytest.raises(StartupError, match="rolled back"):
         check_published(folder, (suite.signer.verifier,), suite.log)
@@ -125,6 +128,23 @@ def test_a_store_that_was_rolled_back_stops_the_start(
     suite.log.append([suite.entry() for _ in range(6)])
     with pytest.raises(StartupError, match="not the log"):
         check_published(folder, (suite.signer.verifier,), suite.log)
+
+
+@pytest.mark.parametrize("name", STORE)
+def test_a_file_of_the_store_that_was_rolled_back_alone_stops_the_start(
+    reopen: Reopen, tmp_path: Path, name: str
+) -> None:
+    suite = reopen()
+    suite.log.append([suite.entry() for _ in range(5)])
+    suite.close()
+    shutil.copy(tmp_path / "audit" / name, tmp_path / name)
+    suite = reopen()
+    # A start begins a segment: its key is in one file, its entries in the other.
+    suite.log.append([suite.entry() for _ in range(5)])
+    suite.close()
+    shutil.copy(tmp_path / name, tmp_path / "audit" / name)
+    with pytest.raises(StartupError, match="rolled back"):
+        reopen()
 
 
 def test_another_log_is_not_written_over(

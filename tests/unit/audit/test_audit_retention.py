@@ -106,7 +106,7 @@ def test_an_archive_lists_its_files_and_is_read_only(kept: Kept) -> None:
     past = kept.past
     assert past.state == "archived"
     files = json.loads(past.place.manifest.read_text())["files"]
-    assert {"log.db", "log/checkpoint", "log/tile/0/000"} <= files.keys()
+    assert {"log.db", "log.entries", "log/checkpoint", "log/tile/0/000"} <= files.keys()
     for name, digest in files.items():
         path = past.place.folder / name
         assert sha256(path.read_bytes()).hexdigest() == digest
@@ -340,21 +340,21 @@ def test_a_purged_log_opens_no_more_and_every_proof_holds(kept: Kept, tmp_path: 
 def test_a_purge_that_was_killed_is_completed(
     kept: Kept, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.audit.sqlite_store import SqliteStore
+    from services.audit.embedded_store import EmbeddedStore
 
     kept.pass_time(11 * YEARS)
     past = kept.past
     left = at
-    forget = SqliteStore.forget
+    forget = EmbeddedStore.forget
 
-    def die(store: SqliteStore, prefix: str) -> int:
+    def die(store: EmbeddedStore, prefix: str) -> int:
         nonlocal left
         left -= 1
         if not left:
             raise KeyboardInterrupt
         return forget(store, prefix)
 
-    monkeypatch.setattr(SqliteStore, "forget", die)
+    monkeypatch.setattr(EmbeddedStore, "forget", die)
     with pytest.raises(KeyboardInterrupt):
         kept.retention.purge(past)
     monkeypatch.undo()

@@ -23,11 +23,11 @@ from sealward.tlog.logdir import verify_directory
 from sealward.tlog.merkle import leaf_hash, split_hashes, verify_inclusion
 from sealward.tlog.note import parse_vkeys
 from services.audit.backend import FileBackend, Place
+from services.audit.embedded_store import EmbeddedStore
 from services.audit.index import Query
 from services.audit.log import Placed
 from services.audit.pump import AppendPump
 from services.audit.shard import PastShard, Shard
-from services.audit.sqlite_store import SqliteStore
 from tests.support.audit_shards import YEAR, Clock, Logs, opened
 from tests.support.audit_suite import GATEWAY, WORKLOAD, entry_bytes, span_bytes
 
@@ -300,18 +300,18 @@ def test_an_ended_log_is_not_read_at_the_start(
         logs.append(*(entry_bytes() for _ in range(600)))
         logs.rollover.turn("default")
     read: list[tuple[str, int, int]] = []
-    leaves, hashes = SqliteStore.leaves, SqliteStore.hashes
+    leaves, hashes = EmbeddedStore.leaves, EmbeddedStore.hashes
 
-    def seen_leaves(store: SqliteStore, start: int, end: int) -> list[bytes]:
+    def seen_leaves(store: EmbeddedStore, start: int, end: int) -> list[bytes]:
         read.append((store._path.parent.name, start, end))
         return leaves(store, start, end)
 
-    def seen_hashes(store: SqliteStore, start: int, end: int) -> bytes:
+    def seen_hashes(store: EmbeddedStore, start: int, end: int) -> bytes:
         read.append((store._path.parent.name, start, end))
         return hashes(store, start, end)
 
-    monkeypatch.setattr(SqliteStore, "leaves", seen_leaves)
-    monkeypatch.setattr(SqliteStore, "hashes", seen_hashes)
+    monkeypatch.setattr(EmbeddedStore, "leaves", seen_leaves)
+    monkeypatch.setattr(EmbeddedStore, "hashes", seen_hashes)
     with opened(tmp_path) as logs:
         assert not [entry for entry in read if entry[0] == "2026"]
         log = logs.shards.all()[1].log

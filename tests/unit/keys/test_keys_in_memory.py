@@ -20,9 +20,9 @@ from sealward.seal.rootkey import UnlockSecret, new_identity
 from sealward.seal.secret import Secret
 from sealward.tlog.leaf import leaf_prefix
 from services.audit.digests import IndexKeys
+from services.audit.embedded_store import EmbeddedStore
 from services.audit.origin import open_log_keys
 from services.audit.segments import Segments
-from services.audit.sqlite_store import SqliteStore
 from services.inference import package
 from services.inference.store import ModelStore
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
@@ -82,7 +82,7 @@ def process(tmp_path: Path, seen: Seen) -> Iterator[list[Any]]:
     authority = KeystoreAuthority(keystore)
     provider = EmbeddedBranchKeys(keystore)
     ring = KeyRing(Source(provider, seen))
-    store = SqliteStore(tmp_path / "log.db")
+    store = EmbeddedStore(tmp_path / "log.db")
     log_keys = open_log_keys(store, ring, TD, lambda: f"{TD}/0a1b2c3d/default/2026")
     index = IndexKeys(log_keys.index.use)
     assert index.fingerprint(b"a span") != index.digest(b"a span").encode()
