@@ -129,6 +129,9 @@ class Deployment(Protocol):
         `kind` is `address` or `metrics`; `how` is one of WAYS, or `right`.
         """
 
+    def dial_store(self, how: str) -> bool | None:
+        """The same with a session store that is reached over the network; None for no such one."""
+
     def endpoints(self) -> Mapping[str, Mapping[str, str]]:
         """Return service → {"address": "host:port", "metrics": "host:port"}."""
 

@@ -80,8 +80,17 @@ def _store(deployment: Deployment, notes: Notes) -> None:
         notes.limit("the session store is not on this machine")
         return
     socket = deployment.root / "run" / "valkey.sock"
+    remote = {way: deployment.dial_store(way) for way in ("plaintext", "no certificate")}
+    if None not in remote.values():
+        for way, answered in remote.items():
+            notes.check(
+                not answered,
+                f"the session store refuses: {way}",
+                f"the session store answers with {way}",
+            )
+        return
     if not socket.exists():
-        notes.limit("the session store is not the embedded one")
+        notes.limit("the session store was not found")
         return
     modes = [path.stat().st_mode for path in (socket, socket.parent, deployment.root)]
     notes.check(

@@ -17,9 +17,13 @@ from sealward.kit.settings import split_address
 from sealward.kit.tls import Credentials, Material, key_to_pem, load_material
 
 SECONDS = 5.0
+# Bytes that tell what answers: a frame's head; +PONG is shorter.
+_ENOUGH = {"store": 5}
+_USUAL = 9
 # The start of HTTP/2 (RFC 9113 section 3.4) with an empty SETTINGS frame; what comes back begins
 # with a frame of the server's own.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_PING = b"PING\r\n"
 _GET = b"GET /metrics HTTP/1.0\r\n\r\n"
 _SETTINGS = 4
 _VERSIONS = {
@@ -34,19 +38,23 @@ def dial(address: str, kind: str, how: str, material: Material) -> bool:
 
     Raise OSError when nobody listens, ValueError for a way that is none.
     """
-    said = _GET if kind == "metrics" else _PREFACE
+    enough = _ENOUGH.get(kind, _USUAL)
+    said = {"metrics": _GET, "store": _PING}.get(kind, _PREFACE)
     if how == "plaintext":
-        return _answered(_plain(address, said), kind)
+        return _answered(_plain(address, said, enough), kind)
     context = _context(how, material)
     if kind == "address":
         context.set_alpn_protocols(["h2"])
-    return _answered(_secure(address, said, context, altered=how == "altered"), kind)
+    return _answered(_secure(address, said, context, enough, altered=how == "altered"), kind)
 
 
 def _answered(data: bytes, kind: str) -> bool:
     if kind == "metrics":
         return data.startswith(b"HTTP/")
-    return len(data) >= 9 and data[3] == _SETTINGS
+    if kind == "store":
+        # A refusal in words is an answer: it was spoken to.
+        return data.startswith((b"+", b"-"))
+    return len(data) >= _USUAL and data[3] == _SETTINGS
 
 
 def _context(how: str, material: Material) -> ssl.SSLContext:
@@ -77,17 +85,17 @@ def _context(how: str, material: Material) -> ssl.SSLContext:
     return context
 
 
-def _plain(address: str, said: bytes) -> bytes:
+def _plain(address: str, said: bytes, enough: int) -> bytes:
     connection = socket.create_connection(split_address(address), timeout=SECONDS)
     with connection, suppress(OSError):
         connection.sendall(said)
-        return _read(connection)
+        return _read(connection, enough)
     return b""
 
 
-def _read(connection: socket.socket) -> bytes:
+def _read(connection: socket.socket, enough: int) -> bytes:
     data = b""
-    while len(data) < 16:
+    while len(data) < enough:
         more = connection.recv(4096)
         if not more:
             break
@@ -95,7 +103,9 @@ def _read(connection: socket.socket) -> bytes:
     return data
 
 
-def _secure(address: str, said: bytes, context: ssl.SSLContext, *, altered: bool) -> bytes:
+def _secure(
+    address: str, said: bytes, context: ssl.SSLContext, enough: int, *, altered: bool
+) -> bytes:
     """Make a handshake by hand, so that what comes in can be altered; return what was decrypted."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = context.wrap_bio(incoming, outgoing, server_hostname="listener")
@@ -111,7 +121,7 @@ def _secure(address: str, said: bytes, context: ssl.SSLContext, *, altered: bool
             session.write(said)
             data = b""
             spoil = altered
-            while len(data) < 16:
+            while len(data) < enough:
                 try:
                     more = session.read(4096)
                 except ssl.SSLWantReadError:

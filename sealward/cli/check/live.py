@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,6 +27,7 @@ from sealward.cli.check import dialling, kernel
 from sealward.cli.connect import open_channel, trust_domain
 from sealward.cli.errors import unavailable
 from sealward.cli.rpc import error_info, trailers
+from sealward.cli.store import store_environ
 from sealward.cli.suite import Suite
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
 
@@ -183,6 +185,18 @@ class Live:
             return dialling.dial(self._endpoints[service][kind], kind, how, self._material)
         except OSError:
             return False
+
+    def dial_store(self, how: str) -> bool | None:
+        """See Deployment."""
+        if self._suite is None or not self._suite.store_file.exists():
+            return None
+        address = urlsplit(store_environ(self._suite)["REDIS_URL"])
+        try:
+            return dialling.dial(
+                f"{address.hostname}:{address.port or 6379}", "store", how, self._material
+            )
+        except OSError:
+            raise NotTestable("the session store cannot be reached") from None
 
     def metrics(self, service: str) -> bytes:
         """See Deployment."""
