@@ -41,14 +41,18 @@ HEAD = "<!-- Made by tools/gen_reference.py; do not edit. -->\n"
 def attributes_page() -> str:
     """The span attributes and event types."""
     rows = "".join(
-        f"| `{name}` | {'audit only' if name in attributes.AUDIT_ONLY else 'producer'} |\n"
+        f"| `{name}` | {'audit only' if name in attributes.AUDIT_ONLY else 'producer'} | "
+        f"{'one word' if name in attributes.WORDS else ''}"
+        f"{'a number' if name in attributes.NUMBERS else ''} |\n"
         for name in sorted(attributes.ALLOWED | attributes.AUDIT_ONLY)
     )
     types = "".join(f"- `{name}`\n" for name in sorted(attributes.EVENT_TYPES))
     return (
         f"{HEAD}# Span attributes of an audit event\n\nAn attribute that is not listed never "
         "leaves a process: producers filter by this list, and audit filters again. What audit "
-        "alone writes is refused from producers.\n\n| attribute | who writes it |\n|---|---|\n"
+        "alone writes is refused from producers. Those with a form are what workloads may send too: one "
+        "word of printable ASCII, or a number; anything else is dropped and counted.\n\n"
+        "| attribute | who writes it | form |\n|---|---|---|\n"
         f"{rows}\n## Event types\n\n{types}"
     )
 

@@ -87,6 +87,18 @@ ALLOWED = frozenset(
 )  # fmt: skip
 """What a producer may send."""
 
+WORDS = frozenset(
+    {
+        DATA_CATEGORY, DATA_ORIGIN, METHOD, MODEL_VERSION, ORGANIZATION, PRODUCER_INSTANCE,
+        SERVICE_NAME,
+    }
+)  # fmt: skip
+"""What a workload may send too and is a text: one word of printable ASCII. Its spans come from
+programs that nobody here wrote, and a sentence may be about a patient."""
+
+NUMBERS = frozenset({CALLER_SEQ, PRODUCER_SEQ, ROWS})
+"""What a workload may send too and is a number."""
+
 OUTCOMES = ("ok", "denied", "failed")
 
 EVENT_TYPES = frozenset(

@@ -24,6 +24,7 @@ MAX_TEXT_BYTES = 256
 MAX_ITEMS = 16
 """Strings in an array value."""
 
+_WORD = re.compile(r"[\x21-\x7e]*")
 _PLAIN = re.compile(r"[\x20-\x7e\u00a0-\U0010ffff]*")
 _ATTRIBUTE_TAG = 0x4A
 _KEY_TAG, _VALUE_TAG, _TEXT_TAG, _INT_TAG = 0x0A, 0x12, 0x0A, 0x18
@@ -55,9 +56,16 @@ _LEFT_OUT = _Decided("", b"", 0)
 
 
 class AttributeReader:
-    """Reads attributes. Thread-safe: what is remembered is only a shortcut."""
+    """Reads attributes. Thread-safe: what is remembered is only a shortcut.
 
-    def __init__(self, allowed: Iterable[str], replaced: Iterable[str] = ()) -> None:
+    `formed` asks for the form that an attribute has (names.WORDS, names.NUMBERS).
+    """
+
+    def __init__(
+        self, allowed: Iterable[str], replaced: Iterable[str] = (), *, formed: bool = True
+    ) -> None:
+        self._words = names.WORDS if formed else frozenset[str]()
+        self._numbers = names.NUMBERS if formed else frozenset[str]()
         self._replaced = frozenset(replaced)
         self._allowed = frozenset(allowed) - self._replaced
         self._allowed_bytes = {name.encode(): name for name in self._allowed}
@@ -165,11 +173,11 @@ class AttributeReader:
         if pair[at + 2] == _TEXT_TAG and pair[at + 3] == size - at - 4:
             text = pair[at + 4 :]
             if text.isascii() and (value := text.decode("ascii")).isprintable():
-                return _Decided(name, raw, value)
+                return _Decided(name, raw, value) if self._has_form(name, value) else None
         # At most nine bytes: positive, and only one way to write it if the last is not zero.
         elif pair[at + 2] == _INT_TAG and size - at <= 12 and (pair[-1] or size - at == 4):
             number, end = read_varint(pair, at + 3)
-            if end == size:
+            if end == size and name not in self._words:
                 return _Decided(name, raw, number)
         return None
 
@@ -180,10 +188,15 @@ class AttributeReader:
         if parsed.key not in self._allowed:
             return None
         value = _value_of(parsed.value)
-        if value is None:
+        if value is None or not self._has_form(parsed.key, value):
             return None
         # Written anew, so that nothing hides in fields that we do not know.
         return _Decided(parsed.key, attribute(parsed.key, value), value)
+
+    def _has_form(self, name: str, value: AttributeValue) -> bool:
+        if name in self._words:
+            return isinstance(value, str) and _WORD.fullmatch(value) is not None
+        return name not in self._numbers or type(value) is int
 
 
 def _content(span: bytes, pos: int) -> tuple[int, int]:

@@ -100,7 +100,10 @@ class SpanFilter:
         self, allowed: Iterable[str], replaced: Iterable[str] = (), *, audit_only: bool = False
     ) -> None:
         barred = frozenset() if audit_only else names.AUDIT_ONLY
-        self._attributes = AttributeReader(frozenset(allowed) - barred, replaced)
+        # What is in the log stays as it is: also what came before an attribute had a form.
+        self._attributes = AttributeReader(
+            frozenset(allowed) - barred, replaced, formed=not audit_only
+        )
         self._names: dict[str, bytes] = {}
         # By the bytes after ids and times. A shape is worth keeping when it was seen before.
         self._shapes: dict[bytes, Shape] = {}

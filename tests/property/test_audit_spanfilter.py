@@ -15,9 +15,12 @@ from services.audit.spanfields import SpanError
 from services.audit.spanfilter import FilteredSpan, SpanFilter
 
 FILTER = SpanFilter(names.ALLOWED)
+OF_THE_LOG = SpanFilter(names.ALLOWED | names.AUDIT_ONLY, audit_only=True)
 CANARY = "cAnArY-Miller-1955"
 
-allowed_names = st.sampled_from(sorted(names.ALLOWED - {names.EVENT_TYPE}))
+allowed_names = st.sampled_from(
+    sorted(names.ALLOWED - {names.EVENT_TYPE} - names.WORDS - names.NUMBERS)
+)
 foreign_names = st.one_of(
     st.sampled_from(sorted(names.AUDIT_ONLY)),
     st.text(max_size=20).map(lambda t: "x" + t),
@@ -77,6 +80,35 @@ def test_only_listed_attributes_with_simple_values_pass(
     assert filtered.dropped == len(pairs) - len(expected)
     assert set(filtered.values) == set(expected)
     assert CANARY.encode() not in filtered.body
+
+
+words = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40)
+sentences = st.one_of(
+    st.tuples(words, st.sampled_from(" \u00a0\u00fc\u202e\u2010"), words)
+    .map("".join)
+    .map(lambda t: AnyValue(string_value=t)),
+    good_values.filter(lambda v: not v.HasField("string_value")),
+)
+
+
+@given(st.sampled_from(sorted(names.WORDS)), words, sentences)
+def test_what_is_a_word_is_no_sentence(name: str, word: str, sentence: AnyValue) -> None:
+    for value, passes in ((AnyValue(string_value=word), True), (sentence, False)):
+        span = base()
+        span.attributes.add(key=name, value=value)
+        raw = span.SerializeToString()
+        filtered = FILTER.filter(raw)
+        assert (filtered.dropped, set(filtered.values)) == ((0, {name}) if passes else (1, set()))
+        # What is in a log is read as it is.
+        assert set(OF_THE_LOG.filter(raw).values) == {name}
+
+
+@given(st.sampled_from(sorted(names.NUMBERS)), good_values)
+def test_what_is_a_number_is_no_text(name: str, value: AnyValue) -> None:
+    span = base()
+    span.attributes.add(key=name, value=value)
+    filtered = FILTER.filter(span.SerializeToString())
+    assert set(filtered.values) == ({name} if value.HasField("int_value") else set())
 
 
 unknown = st.builds(
