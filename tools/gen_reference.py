@@ -50,8 +50,8 @@ def attributes_page() -> str:
     return (
         f"{HEAD}# Span attributes of an audit event\n\nAn attribute that is not listed never "
         "leaves a process: producers filter by this list, and audit filters again. What audit "
-        "alone writes is refused from producers. Those with a form are what workloads may send too: one "
-        "word of printable ASCII, or a number; anything else is dropped and counted.\n\n"
+        "alone writes is refused from producers. Those with a form are what workloads may send "
+        "too: one word of printable ASCII, or a number; anything else is dropped and counted.\n\n"
         "| attribute | who writes it | form |\n|---|---|---|\n"
         f"{rows}\n## Event types\n\n{types}"
     )
