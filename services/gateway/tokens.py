@@ -66,7 +66,9 @@ def verified_claims(token: str, find_key: FindKey, algorithms: Collection[str]) 
 def text_claim(claims: dict[str, Any], name: str, longest: int = 256) -> str:
     """Return a claim that has to be a text of 1 to `longest` characters; raise TokenError."""
     value = claims.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= longest:
+    # Half a surrogate pair is a text in JSON and nowhere else.
+    whole = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    if not isinstance(value, str) or not whole or not 0 < len(value) <= longest:
         raise TokenError(f"{name} must be a text of 1 to {longest} characters")
     return value
 

@@ -19,7 +19,7 @@ CORPUS = Path(__file__).parent / "corpus"
 LONGEST = 4096
 """Bytes of an input; seeds may be longer."""
 
-_MODULES = ("tlog", "wire", "audit", "inference", "seal", "gateway", "client", "keys")
+_MODULES = ("tlog", "wire", "audit", "inference", "seal", "gateway", "people", "client", "keys")
 # What tends to hurt: lengths, signs, separators, markers of the formats here.
 _TOKENS = (
     b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff" * 8, b"\x00" * 8, b"\n", b"\n\n", b" ", b"-1",

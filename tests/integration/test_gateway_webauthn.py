@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +23,9 @@ from tests.support.authenticator import PRESENT, VERIFIED, Authenticator
 from tests.support.waiting import until
 
 ANN = user("ann")
+_DATA = base64.urlsafe_b64encode(b'{"challenge": "\\ud800"}').decode()
+HALF = f'{{"id": "AA", "response": {{"clientDataJSON": "{_DATA}"}}}}'
+"""Half a surrogate pair: a text in JSON and nowhere else."""
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +198,8 @@ def test_another_key_another_type_another_challenge(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["", "{", "[]", "null", '{"id": 1}', "x" * 20_000, '{"response": {}}', "[" * 9000]
+    "nonsense",
+    ["", "{", HALF, "[]", "null", '{"id": 1}', "x" * 20_000, '{"response": {}}', "[" * 9000],
 )
 def test_what_is_no_response(nonsense: str) -> None:
     with pytest.raises(WebauthnError):

@@ -26,6 +26,7 @@ from fido2.webauthn import (
 
 ORIGIN = "https://login.hospital.example"
 PRESENT, VERIFIED, ATTESTED = 0x01, 0x04, 0x40
+_SAME_EACH_TIME = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Authenticator:
             {
                 "clientDataJSON": websafe_encode(client),
                 "authenticatorData": websafe_encode(bytes(auth_data)),
-                "signature": websafe_encode(self.key.sign(signed, ec.ECDSA(hashes.SHA256()))),
+                "signature": websafe_encode(self.key.sign(signed, _SAME_EACH_TIME)),
             }
         )
 

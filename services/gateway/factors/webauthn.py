@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ LARGEST = 16 << 10
 """Characters that a response may have."""
 # COSE algorithms that browsers' authenticators have: ES256, EdDSA, RS256 (RFC 9053, RFC 8812).
 _ALGORITHMS = (-7, -8, -257)
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]{1,2048}")
 
 
 class WebauthnError(Exception):
@@ -132,7 +134,7 @@ def named(response: str) -> tuple[str, str]:
         found = (value["id"], client_data["challenge"])
     except (ValueError, TypeError, KeyError, RecursionError):
         raise WebauthnError from None
-    if not all(isinstance(part, str) and 0 < len(part) <= 2048 for part in found):
+    if not all(isinstance(part, str) and _BASE64URL.fullmatch(part) for part in found):
         raise WebauthnError
     return found
 

@@ -43,14 +43,17 @@ class RoleMapping:
 def read_mapping(path: Path) -> RoleMapping:
     """Read the file; raise StartupError that says what is wrong with it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError:
         raise StartupError("the file of roles (oidc_roles_file) cannot be read") from None
-    except (ValueError, RecursionError):
-        raise StartupError("the file of roles (oidc_roles_file) is not JSON") from None
+    return parse_mapping(data)
+
+
+def parse_mapping(data: bytes) -> RoleMapping:
+    """Read what the file holds; raise StartupError."""
     try:
-        return _mapping(content)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return _mapping(json.loads(data))
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         said = str(error) if isinstance(error, _WrongError) else "it has another form than told"
         raise StartupError(f"the file of roles (oidc_roles_file) is refused: {said}") from None
 

@@ -95,7 +95,7 @@ def test_our_own_maker_makes_what_another_library_reads() -> None:
         {"exp": None}, {"exp": NOW - 30}, {"exp": NOW + 331}, {"exp": str(NOW + 100)},
         {"exp": True}, {"exp": -1}, {"exp": 2**60},
         {"iat": NOW + 31}, {"nbf": NOW + 31}, {"nbf": "soon"},
-        {"jti": None}, {"jti": ""}, {"jti": "x" * 129}, {"jti": 7},
+        {"jti": None}, {"jti": ""}, {"jti": "\ud800"}, {"jti": "x" * 129}, {"jti": 7},
     ],
     ids=str,
 )  # fmt: skip

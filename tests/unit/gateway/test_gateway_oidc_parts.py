@@ -81,7 +81,7 @@ def test_right_ones(right: str) -> None:
         {"aud": [CLIENT, "other"], "azp": "other"}, {"exp": NOW - 30}, {"exp": None},
         {"iat": NOW + 31}, {"iat": NOW - 631}, {"iat": None}, {"nbf": NOW + 31},
         {"nonce": "another"}, {"nonce": None}, {"nonce": 7}, {"at_hash": "AAAA"}, {"at_hash": 1},
-        {"sub": ""}, {"sub": None}, {"sub": "x" * 256},
+        {"sub": ""}, {"sub": "\ud800"}, {"sub": None}, {"sub": "x" * 256},
     ],
     ids=str,
 )  # fmt: skip
