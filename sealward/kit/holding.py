@@ -64,7 +64,7 @@ class Holder(Protocol):
 
 
 class Holders:
-    """Several holders of one service as one. Each keeps keys of other tenants or purposes."""
+    """Several holders of one service as one. Each keeps keys of its own."""
 
     def __init__(self, *holders: Holder) -> None:
         self._holders = holders

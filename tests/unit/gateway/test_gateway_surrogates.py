@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from sealward.kit.errors import SealwardError
+from sealward.kit.holding import Holders
 from sealward.kit.keysclient import KeyRing
 from sealward.kit.reasons import Reason
+from services.gateway.factors.store import FactorStore
 from services.gateway.surrogates import MOST_ITEMS, Item, Surrogates
 from tests.support.key_source import local_ring
+from tests.support.local_keys import LocalKeys
 
 ANN = Item("patient", "p1:8c1f00d2", b"\x01" * 16)
 BOB = Item("patient", "p1:11aa22bb", b"\x02" * 16)
@@ -121,3 +124,23 @@ def test_the_key_moves_on(tmp_path: Path, ring: KeyRing) -> None:
     assert (moved, failed) == (0, [])
     assert kept.open("one", ann) == ANN
     kept.close()
+
+
+def test_a_rotation_moves_it_beside_the_second_factors(tmp_path: Path) -> None:
+    keys = LocalKeys(tmp_path / "keys")
+    ring = keys.ring()
+    kept, factors = Surrogates(tmp_path / "deid.db", ring), FactorStore(tmp_path / "f.db", ring)
+    (ann,) = kept.codes("one", [ANN])
+    factors.put_totp("u1", "JBSWY3DPEHPK3PXP")
+    keys.rotate()
+    done = keys.move(Holders(factors, kept), "service/gateway")["default/user"]
+    assert (done.total, done.moved, done.failures, done.confirmed) == (2, 2, 0, True)
+    keys.retire()
+    kept.close()
+    ring.close()
+    ring = keys.ring()
+    again = Surrogates(tmp_path / "deid.db", ring)
+    assert again.open("one", ann) == ANN
+    assert again.codes("one", [ANN]) == [ann]
+    for opened in (again, factors, ring, keys):
+        opened.close()
