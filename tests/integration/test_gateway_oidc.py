@@ -345,6 +345,7 @@ def test_new_keys_and_an_outage_of_the_provider(tmp_path: Path, server: ValkeySe
     again = IdentityProvider(
         tmp_path, PEOPLE, [CLIENT], new_keys(), port=idp.port, authority=authority
     )
+    site.monotonic[0] += 3
     try:
         site.idp = again
         assert site.login("ann", "s-ann").token

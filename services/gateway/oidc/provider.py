@@ -6,7 +6,8 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,12 @@ ADDRESSES_SECONDS = 60.0
 """How long addresses are kept: an outage shows at the beginning of a login, not in the browser."""
 REFRESH_SECONDS = 30.0
 """Between two fetches for a key id that is not known: whoever makes ids up gets none."""
+
+
+AT_ONCE = 4
+"""Logins that may be asking, or waiting to ask; the threads of the others stay free."""
+PAUSE_SECONDS = 2.0
+"""After an answer that did not come nobody asks for this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +62,12 @@ class Provider:
         self._addresses: tuple[Addresses, float] | None = None
         self._keys: list[dict[str, str]] = []
         self._fetched = float("-inf")
+        self._room = threading.BoundedSemaphore(AT_ONCE)
+        self._failed = float("-inf")
 
     def addresses(self) -> Addresses:
         """Return the addresses."""
-        with self._lock:
+        with self._asking(), self._lock:
             return self._known_addresses()
 
     def exchange(self, code: str, verifier: str, redirect_uri: str) -> tuple[str, str]:
@@ -76,8 +85,10 @@ class Provider:
         else:
             pair = f"{quote(self.client_id, safe='')}:{quote(self._secret, safe='')}"
             headers["authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+        addresses = self.addresses()
         try:
-            answer = self._egress.post(self.addresses().token, form, headers)
+            with self._asking():
+                answer = self._egress.post(addresses.token, form, headers)
         except EgressError:
             raise SealwardError(
                 Reason.PROVIDER_REFUSED, "the identity provider does not accept this login: again"
@@ -89,7 +100,7 @@ class Provider:
 
     def key(self, key_id: str, algorithm: str) -> Key | None:
         """Return the key of this id; the keys are fetched anew where that may help."""
-        with self._lock:
+        with self._asking(), self._lock:
             if self._clock() - self._fetched < KEEP_SECONDS:
                 found = jwks.find(self._keys, key_id, algorithm)
                 known = key_id in {key["kid"] for key in self._keys}
@@ -98,8 +109,28 @@ class Provider:
             self._fetch()
             return jwks.find(self._keys, key_id, algorithm)
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Hold a place among those that ask; raise PROVIDER_UNAVAILABLE where there is none."""
+        if not self._room.acquire(blocking=False):
+            raise unavailable()
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    def _get(self, url: str) -> dict[str, Any]:
+        """Ask, unless there was no answer a moment ago: who waited for us does not wait anew."""
+        if self._clock() - self._failed < PAUSE_SECONDS:
+            raise unavailable()
+        try:
+            return self._egress.get(url)
+        except SealwardError:
+            self._failed = self._clock()
+            raise
+
     def _fetch(self) -> None:
-        answer = self._egress.get(self._known_addresses().keys)
+        answer = self._get(self._known_addresses().keys)
         try:
             self._keys = jwks.read_jwks(json.dumps(answer).encode(), ALGORITHMS, strict=False)
         except jwks.JwksError:
@@ -110,7 +141,7 @@ class Provider:
         if self._addresses is not None and self._clock() - self._addresses[1] < ADDRESSES_SECONDS:
             return self._addresses[0]
         path = "/.well-known/openid-configuration"
-        found = _addresses(self._egress.get(self.issuer.rstrip("/") + path), self)
+        found = _addresses(self._get(self.issuer.rstrip("/") + path), self)
         if not all(map(self._egress.may_reach, (found.authorization, found.token, found.keys))):
             raise unavailable()
         self._addresses = (found, self._clock())

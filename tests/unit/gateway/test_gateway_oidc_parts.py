@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from services.gateway import jwks
 from services.gateway.oidc.egress import LARGEST, Egress, EgressError
 from services.gateway.oidc.idtoken import ALGORITHMS, Expected, check_id_token
 from services.gateway.oidc.mapping import read_mapping
-from services.gateway.oidc.provider import Provider
+from services.gateway.oidc.provider import AT_ONCE, Provider
 from services.gateway.tokens import TokenError
+from tests.support.waiting import until
 
 NOW = 1_800_000_000
 ISSUER, CLIENT = "https://login.example/realm", "sealward"
@@ -303,3 +305,32 @@ def test_keys_are_fetched_anew_for_an_unknown_one_but_not_for_each(server: Badly
     clock[0] = 3700
     server.answers = [says(discovered), says({"keys": [public(EC, "e")]})]
     assert provider.key("r", "RS256") is None
+
+
+def test_a_provider_that_hangs_holds_up_few(server: Badly) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hangs(_connection: ssl.SSLSocket) -> None:
+        reached.set()
+        go_on.wait(30)
+
+    clock = [0.0]
+    server.answers = [hangs]
+    egress = Egress([f"localhost:{server.port}"], server.ca_file, seconds=30)
+    provider = Provider(egress, server.url, "c", None, clock=lambda: clock[0])
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = [pool.submit(refused, provider.addresses)]
+        assert reached.wait(30)
+        waiting += [pool.submit(refused, provider.addresses) for _ in range(AT_ONCE - 1)]
+        until(lambda: not provider._room._value, "every place is taken")
+        # All others are told at once, while those wait.
+        for _ in range(20):
+            assert refused(provider.addresses) is Reason.PROVIDER_UNAVAILABLE
+        go_on.set()
+        assert {done.result() for done in waiting} == {Reason.PROVIDER_UNAVAILABLE}
+    # Those who had waited did not ask again.
+    assert len(server.asked) == 1
+    clock[0] = 3
+    server.answers = [says(b"")]
+    assert refused(provider.addresses) is Reason.PROVIDER_UNAVAILABLE
+    assert len(server.asked) == 2
