@@ -53,6 +53,13 @@ class Person:
     password: str = field(repr=False)
     token: str = field(repr=False, default="")
     session_id: str = ""
+    recovery: list[str] = field(repr=False, default_factory=list)
+    """Codes for logins, of somebody who has a second factor because the policy asks for one."""
+
+    @property
+    def proven(self) -> bool:
+        """Whether a second factor was proven."""
+        return bool(self.recovery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +105,11 @@ class Deployment(Protocol):
     domain: str
     """The trust domain."""
 
-    def person(self, *roles: str, fresh: bool = False) -> Person:
-        """Return a logged-in person with these roles; a `fresh` one is nobody else's."""
+    def person(self, *roles: str, fresh: bool = False, bare: bool = False) -> Person:
+        """Return a logged-in person with these roles; a `fresh` one is nobody else's.
+
+        Where the policy asks for a second factor, the person has one, unless `bare`.
+        """
 
     def one_time(self, role: str) -> Person:
         """Return a person who is not logged in and whose password is for one use."""

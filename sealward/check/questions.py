@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -139,7 +142,24 @@ def until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> bool:
     return True
 
 
+def totp(secret: str, step: int) -> str:
+    """Return the one-time password of a step of 30 s (RFC 6238, SHA-1, six digits)."""
+    mac = hmac.digest(base64.b32decode(secret), struct.pack(">Q", step), "sha1")
+    at = mac[-1] & 0xF
+    return f"{(int.from_bytes(mac[at : at + 4], 'big') & 0x7FFFFFFF) % 1_000_000:06d}"
+
+
 # --- the policy ------------------------------------------------------------------------------
+
+
+def question(
+    person: Person, rpc: str, model: str = "", purpose: str = ""
+) -> policy_pb2.PolicyQuestion:
+    """Return what a call of a person asks of the policy."""
+    return policy_pb2.PolicyQuestion(
+        roles=person.roles, rpc=rpc, model=model, purpose=purpose, actor=person.name, kind="user",
+        second_factor=person.proven, multi_factor=person.proven,
+    )  # fmt: skip
 
 
 def decided(

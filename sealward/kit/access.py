@@ -273,6 +273,14 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
     }
 )
 
+OPEN = frozenset(
+    {
+        "ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin",
+        "BeginAssertion",
+    }
+)  # fmt: skip
+"""RPCs of the gateway before a session, by their short names: no policy decides about them."""
+
 
 def allowed(identity: Identity, method: str) -> bool:
     """True when this identity may call this method (full name with its leading slash)."""

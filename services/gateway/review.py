@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from sealward.kit.access import OPEN
 from services.gateway.emergency import ROLE as EMERGENCY_ROLE
 from services.gateway.grants import Access
 from services.gateway.policy.cedar import CedarPolicy
@@ -17,10 +18,6 @@ from services.gateway.policy.schema import POLICY_RPCS
 from services.gateway.purposes import PURPOSES
 
 INFER = "ModelInfer"
-OPEN = frozenset(
-    {"ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin"}
-)
-"""RPCs before a session: no rule is asked."""
 _OF_A_MODEL = frozenset({"ModelReady", "ModelMetadata"})
 
 

@@ -63,3 +63,15 @@ def test_an_idle_session_ends(tmp_path: Path) -> None:
     (row,) = found["rows"]
     assert (row["state"], row["reason"]) == ("met", "")
     assert "though the connection was kept alive" in " ".join(row["evidence"])
+
+
+def test_where_the_policy_asks_people_for_a_second_factor(tmp_path: Path) -> None:
+    profile = {"SEALWARD_GATEWAY_POLICY_PROFILE": "second-factor"}
+    rows = ("AC-03", "AC-06", "AU-05", "AU-07", "ID-02", "MN-01")
+    with running(tmp_path / "data", profile) as suite:
+        asked = [word for row in rows for word in ("--row", row)]
+        found = suite.sealward("check", "--profile", "nprm", *asked)
+    states = {row["id"]: (row["state"], row["reason"]) for row in found["rows"]}
+    assert states == dict.fromkeys(rows, ("met", ""))
+    assert "asks people for a second factor" in str(rows_of(found)["ID-02"]["evidence"])
+    assert all("proposed" in rows_of(found)[row]["rule"] for row in ("AC-03", "ID-02"))

@@ -9,16 +9,12 @@ from sealward.check import questions
 from sealward.check.deployment import Deployment, Person
 from sealward.check.row import Notes, NotTestable, Row
 from sealward.evidence.purposes import WORDS
-from sealward.kit.access import RPCS
+from sealward.kit.access import OPEN, RPCS
 
 ROLES = (
     "clinician", "service", "operator", "model-admin", "security-admin", "privacy-officer",
     "break-glass",
 )  # fmt: skip
-# Before a session there is no role to decide about; health and reflection are of the chassis.
-_OPEN = frozenset(
-    {"ServerLive", "ServerReady", "Login", "IssueToken", "BeginOidcLogin", "FinishOidcLogin"}
-)
 _PREFIXES = ("/inference.GRPCInferenceService/", "/sealward.api.gateway.v1.")
 # The second says that a second factor would do.
 _DENIED = frozenset({"POLICY_DENIED", "STEP_UP_REQUIRED"})
@@ -36,7 +32,7 @@ def methods() -> dict[str, str]:
     return {
         path.rpartition("/")[2]: path
         for path, who in RPCS.items()
-        if path.startswith(_PREFIXES) and "user" in who and path.rpartition("/")[2] not in _OPEN
+        if path.startswith(_PREFIXES) and "user" in who and path.rpartition("/")[2] not in OPEN
     }
 
 
@@ -56,7 +52,7 @@ def _control_calls(
     for name, path in control.items():
         try:
             results = questions.decided(
-                deployment, [_question(people[role], name) for role in ROLES]
+                deployment, [questions.question(people[role], name) for role in ROLES]
             )
         except NotTestable:
             notes.fault(f"no policy decides about {name}")
@@ -104,7 +100,7 @@ def _predictions(deployment: Deployment, notes: Notes, people: dict[str, Person]
 
 
 def _permitted(deployment: Deployment, person: Person, model: str) -> dict[str, bool]:
-    asked = [_question(person, "ModelInfer", model, purpose) for purpose in sorted(WORDS)]
+    asked = [questions.question(person, "ModelInfer", model, purpose) for purpose in sorted(WORDS)]
     results = questions.decided(deployment, asked)
     return dict(zip(sorted(WORDS), (result.permitted for result in results), strict=True))
 
@@ -113,14 +109,6 @@ def _worth_trying(permits: Iterable[dict[str, bool]]) -> list[str]:
     """Return every purpose that somebody is permitted, and some of the others."""
     permitted = {purpose for each in permits for purpose, yes in each.items() if yes}
     return sorted(permitted | set(sorted(set(WORDS) - permitted)[::_ONE_IN]))
-
-
-def _question(
-    person: Person, rpc: str, model: str = "", purpose: str = ""
-) -> policy_pb2.PolicyQuestion:
-    return policy_pb2.PolicyQuestion(
-        roles=person.roles, rpc=rpc, model=model, purpose=purpose, actor=person.name, kind="user"
-    )
 
 
 ROW = Row(

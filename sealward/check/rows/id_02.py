@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hmac
-import struct
 import time
 
 from sealward.api.gateway.v1 import factor_pb2, policy_pb2
@@ -18,7 +15,7 @@ PERIOD = 30
 
 def run(deployment: Deployment, notes: Notes) -> None:
     """Enrol a second factor; log in without it, with it, and with a used code."""
-    person = deployment.person("clinician", fresh=True)
+    person = deployment.person("clinician", fresh=True, bare=True)
     held = person.token
     # Another session, which will have proven nothing.
     if not deployment.login(person).ok:
@@ -28,7 +25,7 @@ def run(deployment: Deployment, notes: Notes) -> None:
         notes.cannot(f"a second factor cannot be enrolled: {reply.said}")
     secret = factor_pb2.BeginTotpResponse.FromString(reply.body).secret
     step = int(time.time()) // PERIOD
-    confirm = factor_pb2.ConfirmTotpRequest(code=totp(secret, step - 1))
+    confirm = factor_pb2.ConfirmTotpRequest(code=questions.totp(secret, step - 1))
     reply = deployment.call(
         "gateway", f"{_FACTOR}ConfirmTotp", confirm.SerializeToString(), who=person
     )
@@ -40,7 +37,7 @@ def run(deployment: Deployment, notes: Notes) -> None:
         "the password alone does not log in",
         f"the password alone logs in: {reply.said}",
     )
-    code = totp(secret, step)
+    code = questions.totp(secret, step)
     reply = deployment.login(person, code=code)
     notes.check(reply.ok, "password and code log in", f"password and code do not: {reply.said}")
     again = deployment.login(person, code=code)
@@ -72,14 +69,6 @@ def _asked_of_everybody(deployment: Deployment, notes: Notes) -> None:
             f"{model.name} answers people without a second factor, by {result.rule}: let the "
             "policy ask for context.secondFactor",
         )
-
-
-def totp(secret: str, step: int) -> str:
-    """Return the code of a step (RFC 6238, SHA-1, six digits)."""
-    key = base64.b32decode(secret)
-    mac = hmac.digest(key, struct.pack(">Q", step), "sha1")
-    at = mac[-1] & 0xF
-    return f"{(int.from_bytes(mac[at : at + 4], 'big') & 0x7FFFFFFF) % 1_000_000:06d}"
 
 
 ROW = Row(

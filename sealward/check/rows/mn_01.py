@@ -63,10 +63,7 @@ def _inputs(
 def _outputs(
     deployment: Deployment, notes: Notes, person: Person, model: inference_pb2.Model
 ) -> None:
-    question = policy_pb2.PolicyQuestion(
-        roles=person.roles, rpc="ModelInfer", model=model.name, purpose="TREAT",
-        actor=person.name, kind="user",
-    )  # fmt: skip
+    question = questions.question(person, "ModelInfer", model.name, "TREAT")
     explained = policy_pb2.ExplainPolicyResponse.FromString(
         questions.asked(
             deployment, "gateway", _EXPLAIN, policy_pb2.ExplainPolicyRequest(question=question)

@@ -20,8 +20,10 @@ import grpc
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealward.api.audit.v1 import review_pb2
+from sealward.api.gateway.v1 import factor_pb2
 from sealward.api.gateway.v1 import gateway_pb2 as gw
 from sealward.check.deployment import Listener, Person, Reply, Settings
+from sealward.check.questions import totp
 from sealward.check.row import NotTestable
 from sealward.cli.check import dialling, kernel
 from sealward.cli.connect import open_channel, trust_domain
@@ -32,6 +34,7 @@ from sealward.cli.suite import Suite
 from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_key
 
 _USERS = "/sealward.api.gateway.v1.UserService/"
+_FACTORS = "/sealward.api.gateway.v1.FactorService/"
 _LOGIN = "/sealward.api.gateway.v1.SessionService/Login"
 _REVIEW = "/sealward.api.audit.v1.ReviewService/"
 _MOST_ANSWERS = 1000
@@ -59,6 +62,7 @@ class Live:
         self._material = material
         self._people: dict[tuple[str, ...], Person] = {}
         self._made: dict[str, Material] = {}
+        self._factors: bool | None = None
         self._idle: dict[str, tuple[int, float]] = {}
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
         self.ended = threading.Event()
@@ -77,7 +81,7 @@ class Live:
 
     # --- people ------------------------------------------------------------------------------
 
-    def person(self, *roles: str, fresh: bool = False) -> Person:
+    def person(self, *roles: str, fresh: bool = False, bare: bool = False) -> Person:
         """See Deployment."""
         if not fresh and roles in self._people:
             return self._awake(self._people[roles])
@@ -85,9 +89,31 @@ class Live:
         logged_in = self.login(person)
         if not logged_in.ok:
             raise NotTestable(f"a person for the check cannot log in: {logged_in.said}")
+        if not bare and self._asked_for_a_factor(person):
+            self._enrol(person)
         if not fresh:
             self._people[roles] = person
         return person
+
+    def _asked_for_a_factor(self, person: Person) -> bool:
+        """Whether the policy lets nobody do anything without a second factor."""
+        if self._factors is None:
+            method = "/inference.GRPCInferenceService/ServerMetadata"
+            self._factors = self.call("gateway", method, who=person).reason == "STEP_UP_REQUIRED"
+        return self._factors
+
+    def _enrol(self, person: Person) -> None:
+        reply = self.call("gateway", f"{_FACTORS}BeginTotp", who=person)
+        if not reply.ok:
+            raise NotTestable(f"a second factor cannot be enrolled: {reply.said}")
+        secret = factor_pb2.BeginTotpResponse.FromString(reply.body).secret
+        code = totp(secret, int(time.time()) // 30)
+        confirm = factor_pb2.ConfirmTotpRequest(code=code).SerializeToString()
+        reply = self.call("gateway", f"{_FACTORS}ConfirmTotp", confirm, who=person)
+        if not reply.ok:
+            raise NotTestable(f"a second factor cannot be confirmed: {reply.said}")
+        answer = factor_pb2.ConfirmTotpResponse.FromString(reply.body)
+        person.recovery = list(answer.recovery_codes)
 
     def _awake(self, person: Person) -> Person:
         """Log somebody in again who did nothing for so long that the session may have ended."""
@@ -129,6 +155,8 @@ class Live:
 
     def login(self, person: Person, *, code: str = "", password: str = "") -> Reply:
         """See Deployment."""
+        if person.recovery and not (code or password):
+            code = person.recovery.pop()
         request = gw.LoginRequest(user=person.name, password=password or person.password, code=code)
         reply = self.call("gateway", _LOGIN, request.SerializeToString(), who=person, token="")
         if reply.ok:

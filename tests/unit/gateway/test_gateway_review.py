@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 
+from sealward.kit.access import OPEN
 from services.gateway.grants import Access
 from services.gateway.policy import load_policy
 from services.gateway.policy.cedar import CedarPolicy
 from services.gateway.policy.interface import Facts
 from services.gateway.policy.schema import POLICY_RPCS
 from services.gateway.purposes import PURPOSES
-from services.gateway.review import INFER, OPEN, Right, Subject, rights
+from services.gateway.review import INFER, Right, Subject, rights
 from services.gateway.review_servicer import _held
 from services.gateway.users import ROLES
 
