@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from sealward.api.audit.v1 import review_pb2 as audit_pb
 from sealward.kit.access import OPEN
 from services.gateway.grants import Access
 from services.gateway.policy import load_policy
@@ -14,7 +15,7 @@ from services.gateway.policy.interface import Facts
 from services.gateway.policy.schema import POLICY_RPCS
 from services.gateway.purposes import PURPOSES
 from services.gateway.review import INFER, Right, Subject, rights
-from services.gateway.review_servicer import _held
+from services.gateway.review_servicer import _held, _Uses
 from services.gateway.users import ROLES
 
 MODELS = ("breast-cancer", "diabetes-progression")
@@ -117,3 +118,34 @@ def test_a_policy_that_names_somebody() -> None:
     assert [right.rpc for right in rights(policy, subject("operator"), MODELS, [])] == ["GetPolicy"]
     assert rights(policy, subject("operator", name="bob"), MODELS, []) == []
     assert policy.decide(("operator",), "GetPolicy", "", "", Facts("ann")).permitted
+
+
+def test_the_last_use_of_a_right() -> None:
+    def use(event_type: str, model: str, purpose: str, last: int, count: int) -> audit_pb.Use:
+        return audit_pb.Use(
+            actor="ann", kind="user", type=event_type, model=model, purpose=purpose,
+            last_unix_nano=last * 10**9, count=count,
+        )  # fmt: skip
+
+    used = _Uses(
+        [
+            use("inference.predict", MODELS[0], "TREAT", 50, 3),
+            use("inference.predict", MODELS[0], "COC", 70, 2),
+            use("inference.predict", MODELS[0], "HRESCH", 90, 9),
+            use("model.metadata", MODELS[0], "", 30, 1),
+            use("policy.read", "", "", 20, 4),
+        ]
+    )
+    ann, bob = subject("clinician"), subject("clinician", name="bob")
+
+    def of(rpc: str, model: str, *purposes: str, who: Subject = ann) -> tuple[int, int]:
+        found = used.of(who, Right(rpc, model, purposes, "rule", "standing", False))
+        return found.last, found.count
+
+    assert of(INFER, MODELS[0], "COC", "TREAT") == (70, 5)
+    assert of(INFER, MODELS[1], "COC", "TREAT") == (0, 0)
+    assert of(INFER, MODELS[0], "TREAT", who=bob) == (0, 0)
+    assert of("ModelMetadata", MODELS[0]) == (30, 1)
+    assert of("ModelMetadata", MODELS[1]) == (0, 0)
+    assert of("GetPolicy", "") == of("ListPolicies", "") == (20, 4)
+    assert (used.last(ann), used.last(bob)) == (90, 0)
