@@ -236,3 +236,22 @@ def test_without_keys_the_start_ends_with_one_line(tmp_path: Path) -> None:
         assert errors == ["error: no answer from the keys service in 1 s: is it running?"]
     finally:
         pair.end()
+
+
+def test_a_strict_site_refuses_what_a_model_does_not_declare(tmp_path: Path) -> None:
+    strict = Pair(tmp_path)
+    strict.inference.settings = {**strict.inference.settings, "UNDECLARED_INPUTS": "refuse"}
+    try:
+        stream = strict.start().stream()
+        rows, _ = held_out("breast-cancer")
+        right = ModelInferRequest.FromString(request("breast-cancer", rows[:1]))
+        more = ModelInferRequest()
+        more.CopyFrom(right)
+        more.inputs.add(name="ssn", datatype="BYTES", shape=[1])
+        more.raw_input_contents.append(b"\x01\x00\x00\x00x")
+        answered, refused = stream.ask([m.SerializeToString() for m in (right, more)])
+        assert answered.code == 0
+        assert (refused.reason, refused.field) == (Reason.INPUT_NAME, "inputs[1].name")
+        stream.close()
+    finally:
+        strict.end()
