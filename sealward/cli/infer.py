@@ -256,6 +256,11 @@ def _text(result: dict[str, Any]) -> str:
         f"{output['name']}  {output['datatype']} {output['shape']}  {_short(output['data'])}"
         for output in result["outputs"]
     ]
+    said = result.get("parameters", {})
+    if "sealward_outputs_withheld" in said:
+        lines.append(f"withheld {said['sealward_outputs_withheld']}: this role may not see it")
+    if "sealward_inputs_dropped" in said:
+        lines.append(f"dropped  {said['sealward_inputs_dropped']} inputs that are not declared")
     lines.append(f"event    {result['event_id']}, entry {result['log_index']} of the log")
     lines.append("receipt  verified")
     return "\n".join(lines)

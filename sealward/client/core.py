@@ -16,7 +16,13 @@ from sealward.client.connection import Metadata, Reply
 from sealward.client.errors import CallError, ClientError
 from sealward.client.profile import Profile
 from sealward.client.status import call_error
-from sealward.client.tensors import Array, as_declared, decode_response, encode_request
+from sealward.client.tensors import (
+    Array,
+    as_declared,
+    decode_response,
+    encode_request,
+    statements,
+)
 from sealward.client.verify import Proof, ReceiptVerifier, Trailers
 from sealward.kit.reasons import Code
 
@@ -45,7 +51,8 @@ class InferResult:
 
     `outputs` maps names to arrays; `receipt` is a C2SP tlog-proof that `sealward audit verify` and
     others' tools read; `event_id` (UUID) and `log_index` find the record; `model_digest` is the
-    SHA-256 of the model file in hex.
+    SHA-256 of the model file in hex. `withheld` are the outputs that the caller's role may not see,
+    `inputs_dropped` counts inputs that the model does not declare and was not given.
     """
 
     outputs: Mapping[str, Array]
@@ -57,6 +64,8 @@ class InferResult:
     model_digest: str
     checkpoint: Checkpoint
     id: str
+    withheld: tuple[str, ...] = ()
+    inputs_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +233,7 @@ class Core:
     def result(self, reply: Reply, proof: Proof) -> InferResult:
         """Return the prediction of a verified answer."""
         name, version, request_id, outputs = decode_response(reply.body)
+        withheld, dropped = statements(reply.body)
         seen = proof.checkpoint
         return InferResult(
             outputs=outputs,
@@ -235,6 +245,8 @@ class Core:
             model_digest=proof.model_digest,
             checkpoint=Checkpoint(proof.origin, seen.size, seen.root, seen.note),
             id=request_id,
+            withheld=withheld,
+            inputs_dropped=dropped,
         )
 
     # --- models -----------------------------------------------------------------------------

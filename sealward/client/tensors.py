@@ -17,6 +17,9 @@ from sealward.client.errors import WrongReceiptError
 
 Array = NDArray[Any]
 
+# Parameters of an answer.
+_WITHHELD, _DROPPED = "sealward_outputs_withheld", "sealward_inputs_dropped"
+
 _DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -119,6 +122,18 @@ def decode_response(data: bytes) -> tuple[str, str, str, dict[str, Array]]:
     except (DecodeError, ValueError, OverflowError, KeyError, struct.error) as error:
         raise WrongReceiptError("the answer is not a well-formed message") from error
     return response.model_name, response.model_version, response.id, outputs
+
+
+def statements(data: bytes) -> tuple[tuple[str, ...], int]:
+    """Return what a well-formed answer says of itself: outputs left out, inputs dropped."""
+    if _WITHHELD.encode() not in data and _DROPPED.encode() not in data:
+        return (), 0
+    from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
+
+    said = ModelInferResponse.FromString(data).parameters
+    names = said[_WITHHELD].string_param if _WITHHELD in said else ""
+    dropped = said[_DROPPED].int64_param if _DROPPED in said else 0
+    return tuple(filter(None, names.split(","))), dropped
 
 
 def _raw(array: Array, datatype: str) -> bytes:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
 from sealward.cli.errors import Exit
 from sealward.cli.infer import Answer
+from sealward.client import Client
 from sealward.tlog.errors import ReceiptError
 from sealward.tlog.leaf import Outcome
 from sealward.tlog.note import parse_vkeys
 from sealward.tlog.receipt import verify_receipt
-from tests.support.suites import RunningSuite, request
+from tests.support.suites import RunningSuite, heldout, request, rest_json
 
 
 def test_undeclared_inputs_are_dropped_recorded_and_told(suite: RunningSuite) -> None:
@@ -132,3 +135,19 @@ def test_codes_of_a_project_lead_back_for_the_privacy_officer_alone(
     for file in table.parent.glob("deid.db*"):
         assert code.encode() not in file.read_bytes()
     assert codes("registry").isdisjoint(first)
+
+
+def test_the_sdk_and_the_command_say_what_was_dropped(suite: RunningSuite, tmp_path: Path) -> None:
+    name = suite.user("mina")
+    rows = np.array(heldout("breast-cancer")[:1], np.float32)
+    with Client.from_profile(suite.suite.clients / name) as client:
+        plain = client.infer("breast-cancer", rows)
+        more = client.infer("breast-cancer", {"measurements": rows, "ssn": np.array([1.0])})
+    assert (plain.inputs_dropped, more.inputs_dropped, more.withheld) == (0, 1, ())
+    assert more.outputs.keys() == plain.outputs.keys()
+    asked = json.loads(rest_json())
+    asked["inputs"].append({"name": "ssn", "datatype": "FP32", "shape": [1], "data": [1.0]})
+    file = tmp_path / "in.json"
+    file.write_text(json.dumps(asked))
+    found = suite.sealward("infer", "breast-cancer", "--input", str(file), "--user", name)
+    assert "sealward_inputs_dropped" in found["parameters"]

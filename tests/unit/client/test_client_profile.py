@@ -22,7 +22,7 @@ from sealward.client import (
 from sealward.client.checkpoints import Seen
 from sealward.client.profile import Profile, write_private
 from sealward.client.renewal import Renewal
-from sealward.client.tensors import as_declared, decode_response, encode_request
+from sealward.client.tensors import as_declared, decode_response, encode_request, statements
 from sealward.kit.tls import load_material
 from sealward.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealward.tlog.note import Ed25519Signer
@@ -278,3 +278,14 @@ def test_two_clients_of_a_profile_meet_the_next_log_at_once(
     monkeypatch.setattr(Path, "replace", late)
     profile.keep_checkpoint("sealward.local/a/default/2027", Seen(1, bytes(32), b"another note"))
     assert (folder / "checkpoint").read_bytes() == b"another note"
+
+
+def test_an_answer_says_what_was_left_out_and_dropped() -> None:
+    from sealward.api.oip.v2.open_inference_pb2 import ModelInferResponse
+
+    response = ModelInferResponse(model_name="m")
+    assert statements(response.SerializeToString()) == ((), 0)
+    response.parameters["sealward_outputs_withheld"].string_param = "factors,label"
+    assert statements(response.SerializeToString()) == (("factors", "label"), 0)
+    response.parameters["sealward_inputs_dropped"].int64_param = 3
+    assert statements(response.SerializeToString()) == (("factors", "label"), 3)
