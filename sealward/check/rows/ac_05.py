@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def _files(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _parts(path: Path, overlap: int) -> Iterator[bytes]:
+def parts(path: Path, overlap: int) -> Iterator[bytes]:
+    """Yield a file in parts that overlap; nothing of one that has gone."""
     try:
         with path.open("rb") as file:
             before = b""
@@ -74,7 +76,7 @@ def _parts(path: Path, overlap: int) -> Iterator[bytes]:
 
 def _is_anywhere(root: Path, data: bytes) -> bool:
     folder = root / "audit"
-    return any(data in part for path in _files(folder) for part in _parts(path, len(data)))
+    return any(data in part for path in _files(folder) for part in parts(path, len(data)))
 
 
 def _search(notes: Notes, root: Path, texts: list[str]) -> list[tuple[str, str]]:
@@ -87,7 +89,7 @@ def _search(notes: Notes, root: Path, texts: list[str]) -> list[tuple[str, str]]
     for path in _files(root):
         count += 1
         name = str(path.relative_to(root)).lower().encode()
-        for part in _parts(path, overlap):
+        for part in parts(path, overlap):
             size += len(part)
             data = name + b"\n" + part.lower()
             for what, each in wanted.items():
@@ -100,16 +102,21 @@ def _search(notes: Notes, root: Path, texts: list[str]) -> list[tuple[str, str]]
 
 
 def _modes(notes: Notes, root: Path) -> None:
-    opened = [
-        path
-        for path in (root, *(Path(f, name) for f, ds, fs in os.walk(root) for name in (*ds, *fs)))
-        if not path.is_symlink() and path.exists() and path.stat().st_mode & 0o077
-    ]
+    everything = [root, *(Path(f, name) for f, ds, fs in os.walk(root) for name in (*ds, *fs))]
+    opened = [path for path in everything if _is_open(path)]
     notes.check(
         not opened,
         "every file and folder is closed to other accounts",
         f"{len(opened)} files or folders are open to other accounts",
     )
+
+
+def _is_open(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISLNK(mode) and bool(mode & 0o077)
 
 
 def _sealed(notes: Notes, root: Path) -> None:
