@@ -153,7 +153,10 @@ def rotate_key(
 
 @app.command()
 def disable(name: Name, acting: As = "", directory: Dir = DEFAULT, as_json: Json = False) -> None:
-    """Stop a client from logging in and end its sessions."""
+    """Stop a client from logging in and end its sessions.
+
+    Its certificate still sends spans until it ends: sealward certs revoke takes it back.
+    """
     from sealward.api.gateway.v1 import workload_pb2 as pb
     from sealward.cli.connect import CALL_SECONDS
 

@@ -63,6 +63,13 @@ class AsyncClient:
         request = self._core.login_request(password, new_password)
         return self._core.logged_in(await self._control(calls.LOGIN, request))
 
+    async def login_with_key(
+        self, private_jwk: bytes, *, audience: str = "", scope: str = ""
+    ) -> Session:
+        """Begin the session of a program; see `Client.login_with_key`."""
+        request = self._core.token_request(private_jwk, audience, scope)
+        return self._core.got_token(await self._control(calls.ISSUE_TOKEN, request))
+
     async def logout(self) -> None:
         """End the session at the server and forget its token. Raises CallError."""
         await self._control(calls.LOGOUT, LogoutRequest().SerializeToString(), session=True)

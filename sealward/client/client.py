@@ -63,6 +63,16 @@ class Client:
         request = self._core.login_request(password, new_password)
         return self._core.logged_in(self._control(calls.LOGIN, request))
 
+    def login_with_key(self, private_jwk: bytes, *, audience: str = "", scope: str = "") -> Session:
+        """Begin the session of a program with its private key (JWK), for five minutes at most.
+
+        Log in again before it ends: each time with an assertion of its own. `audience` is what the
+        server wants as `aud`, if it is not the usual; `scope` names some of the client's roles.
+        Raises CallError with reason ASSERTION_INVALID or SCOPE_REFUSED, and ProfileError.
+        """
+        request = self._core.token_request(private_jwk, audience, scope)
+        return self._core.got_token(self._control(calls.ISSUE_TOKEN, request))
+
     def logout(self) -> None:
         """End the session at the server and forget its token. Raises CallError."""
         self._control(calls.LOGOUT, LogoutRequest().SerializeToString(), session=True)

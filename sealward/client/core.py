@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sealward.client.verify import Proof, ReceiptVerifier, Trailers
 from sealward.kit.reasons import Code
 
 LOGIN = "/sealward.api.gateway.v1.SessionService/Login"
+ISSUE_TOKEN = "/sealward.api.gateway.v1.WorkloadService/IssueToken"  # noqa: S105 - a method
 LOGOUT = "/sealward.api.gateway.v1.SessionService/Logout"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 MODEL_METADATA = "/inference.GRPCInferenceService/ModelMetadata"
@@ -205,6 +207,36 @@ class Core:
         self.calls.learn(response.token, response.session_id)
         self._token = response.token
         return Session(response.session_id, response.expires, response.idle_seconds)
+
+    def token_request(self, private_jwk: bytes, audience: str, scope: str) -> bytes:
+        """Return the serialised request of a program's login; raises ProfileError for no key."""
+        from sealward.api.gateway.v1.workload_pb2 import IssueTokenRequest
+        from sealward.client.assertion import ASSERTION_TYPE, sign_assertion
+
+        aud = audience or f"https://{self.profile.server_name}{ISSUE_TOKEN}"
+        return IssueTokenRequest(
+            grant_type="client_credentials",
+            client_assertion_type=ASSERTION_TYPE,
+            client_assertion=sign_assertion(private_jwk, self.profile.user, aud),
+            scope=scope,
+        ).SerializeToString()
+
+    def got_token(self, body: bytes) -> Session:
+        """Keep the token that a program got; raises ClientError for an answer without one."""
+        from sealward.api.gateway.v1.workload_pb2 import IssueTokenResponse
+
+        try:
+            answer = IssueTokenResponse.FromString(body)
+        except DecodeError:
+            answer = IssueTokenResponse()
+        return self.logged_in(
+            LoginResponse(
+                token=answer.access_token,
+                session_id=answer.session_id,
+                expires=int(time.time()) + answer.expires_in,
+                idle_seconds=answer.expires_in,
+            ).SerializeToString()
+        )
 
     def logged_out(self) -> None:
         """Forget the token."""

@@ -331,9 +331,11 @@ class UserServicer(pb_grpc.UserServiceServicer):
             deadline=deadline_of(context),
             unavailable=Reason.KEYS_UNAVAILABLE,
         )
-        if self._users.existing(name).disabled:
-            # In the meantime: this certificate is not handed out, and goes with the others.
-            self._users.disable(name)
+        now = self._users.get(name) if client is None else self._clients.get(name)
+        if now is None or now.disabled:
+            # In the meantime: this certificate is not handed out; a user's goes with the others.
+            if client is None:
+                self._users.disable(name)
             raise SealwardError(Reason.NOT_FOUND, "there is no such active user", field="user")
         return pb.IssueUserCertificateResponse(
             certificate_pem=answer.certificate_pem,

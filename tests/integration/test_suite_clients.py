@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from tests.support.suites import RunningSuite, rest_json
+import numpy as np
+import pytest
+
+from sealward.client import AsyncClient, Client
+from sealward.client.errors import CallError, ProfileError
+from tests.support.suites import RunningSuite, heldout, rest_json
 
 
 def test_a_client_from_its_key_to_its_end(suite: RunningSuite, tmp_path: Path) -> None:
     private, public = tmp_path / "lab.jwk", tmp_path / "lab.jwks"
-    suite.sealward("doctor")
     made = _without_dir(suite, "client", "key", "--out", str(private), "--jwks", str(public))
     assert made["jwks"] == str(public)
     assert private.stat().st_mode & 0o077 == 0
@@ -48,6 +57,26 @@ def test_a_client_from_its_key_to_its_end(suite: RunningSuite, tmp_path: Path) -
     assert suite.sealward(*asking, code=1)["error"]["reason"] == "SESSION_INVALID"
     suite.sealward(*getting, str(other))
     suite.sealward(*asking)
+    # The same from Python, as often as it takes.
+    rows = np.array(heldout("breast-cancer")[:1], np.float32)
+    with Client.from_profile(suite.suite.clients / "lab-engine") as client:
+        client.logout()
+        session = client.login_with_key(other.read_bytes())
+        assert session.expires - time.time() <= 300
+        assert client.infer("breast-cancer", rows, purpose="TREAT").event_id
+        with pytest.raises(CallError) as caught:
+            client.login_with_key(private.read_bytes())
+        assert caught.value.reason == "ASSERTION_INVALID"
+        with pytest.raises(ProfileError):
+            client.login_with_key(b"{}")
+
+    async def asynchronously() -> None:
+        async with AsyncClient.from_profile(suite.suite.clients / "lab-engine") as client:
+            await client.logout()
+            await client.login_with_key(other.read_bytes())
+            assert (await client.infer("breast-cancer", rows, purpose="TREAT")).event_id
+
+    asyncio.run(asynchronously())
     shown = suite.sealward("client", "show", "lab-engine")
     assert shown["sessions"] == 1
     # Its certificate renews as everybody's does.
@@ -59,10 +88,6 @@ def test_a_client_from_its_key_to_its_end(suite: RunningSuite, tmp_path: Path) -
 
 
 def _without_dir(suite: RunningSuite, *arguments: str) -> dict[str, str]:
-    import json
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "sealward.cli.main", *arguments, "--json"],
         capture_output=True, text=True, check=True, env=suite.environ, timeout=60,
