@@ -8,6 +8,7 @@ from sealward.check.deployment import Deployment, Person, Reply
 from sealward.check.row import Notes, Row
 
 _CREATE = f"{questions.GATEWAY}UserService/CreateUser"
+_DISABLE = f"{questions.GATEWAY}UserService/DisableUser"
 _LIST = f"{questions.GATEWAY}UserService/ListUsers"
 _LOGIN = f"{questions.GATEWAY}SessionService/Login"
 FIRST = "admin"
@@ -24,6 +25,8 @@ def run(deployment: Deployment, notes: Notes) -> None:
         reply = deployment.call("gateway", _CREATE, request.SerializeToString())
         if reply.ok:
             notes.fault("a password of everybody's is taken for a new user")
+            disable = gw.DisableUserRequest(user=request.user)
+            deployment.call("gateway", _DISABLE, disable.SerializeToString())
             break
     else:
         notes.held(f"{len(_WEAK)} passwords of everybody's are refused for a new user")

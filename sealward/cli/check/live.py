@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from sealward.api.audit.v1 import review_pb2
 from sealward.api.gateway.v1 import factor_pb2
 from sealward.api.gateway.v1 import gateway_pb2 as gw
 from sealward.check.deployment import Listener, Person, Reply, Settings
-from sealward.check.questions import totp
+from sealward.check.questions import totp, until
 from sealward.check.row import NotTestable
 from sealward.cli.check import dialling, kernel
 from sealward.cli.connect import open_channel, trust_domain
@@ -38,6 +39,7 @@ _FACTORS = "/sealward.api.gateway.v1.FactorService/"
 _LOGIN = "/sealward.api.gateway.v1.SessionService/Login"
 _REVIEW = "/sealward.api.audit.v1.ReviewService/"
 _MOST_ANSWERS = 1000
+_MOMENT = 5.0
 _VERB_SECONDS = 300
 
 
@@ -62,6 +64,7 @@ class Live:
         self._material = material
         self._people: dict[tuple[str, ...], Person] = {}
         self._made: dict[str, Material] = {}
+        self._asked_for: set[str] = set()
         self._factors: bool | None = None
         self._idle: dict[str, tuple[int, float]] = {}
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
@@ -132,7 +135,9 @@ class Live:
         request = gw.CreateUserRequest(user=name, roles=roles, password=password, one_time=one_time)
         # Before the call: whatever becomes of it is taken away.
         self._made[name] = self._material
+        self._asked_for.add(name)
         reply = self._must(f"{_USERS}CreateUser", request, "a person for the check")
+        self._asked_for.discard(name)
         user_id = gw.CreateUserResponse.FromString(reply.body).user_id
         self._certify(name)
         return Person(name, user_id, roles, password)
@@ -299,9 +304,12 @@ class Live:
         self.ended.clear()
         self._sign_off()
         for name in self._made:
-            request = gw.DisableUserRequest(user=name)
-            with suppress(grpc.RpcError):
-                self.call("gateway", f"{_USERS}DisableUser", request.SerializeToString())
+            # Somebody whom an interrupt left half made comes to be a moment later.
+            until(partial(self._disable, name), _MOMENT if name in self._asked_for else 0.0)
+
+    def _disable(self, name: str) -> bool:
+        request = gw.DisableUserRequest(user=name)
+        return self.call("gateway", f"{_USERS}DisableUser", request.SerializeToString()).ok
 
     def _sign_off(self) -> None:
         request = review_pb2.ListBreakGlassRequest(limit=10_000)
