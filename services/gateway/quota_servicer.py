@@ -13,6 +13,7 @@ from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from services.gateway.authority import Authority
 from services.gateway.memberships import Parameters
+from services.gateway.policy import Facts
 from services.gateway.policy.limits import Limit
 from services.gateway.quotas import Quotas
 from services.gateway.subjects import Subject, Subjects
@@ -23,7 +24,7 @@ _SEE_OTHERS = "ListPolicies"
 class QuotaServicer(pb_grpc.QuotaServiceServicer):
     """Tells how much of which quota is used.
 
-    `limits` returns the quotas that the policies in force set for roles with parameters.
+    `limits` returns the quotas that the policies in force set for somebody (Policy.quotas_of).
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class QuotaServicer(pb_grpc.QuotaServiceServicer):
         authority: Authority,
         quotas: Quotas,
         subjects: Subjects,
-        limits: Callable[[Sequence[str], Parameters], Iterable[Limit]],
+        limits: Callable[[Sequence[str], Facts], Iterable[Limit]],
         parameters: Callable[[str, tuple[str, ...]], Parameters],
     ) -> None:
         self._authority = authority
@@ -59,7 +60,8 @@ class QuotaServicer(pb_grpc.QuotaServiceServicer):
     def _of(self, name: str, context: Any) -> list[pb.Quota]:
         user = self._subjects.named(name)
         call_of(context).attributes[names.TARGET] = user.name
-        mine = self._limits(user.roles, self._parameters(user.id, user.roles))
+        who = Facts(user.actor, user.kind, parameters=self._parameters(user.id, user.roles))
+        mine = self._limits(user.roles, who)
         return [self._quota(limit, user) for limit in sorted(set(mine))]
 
     def _everybody(self) -> list[pb.Quota]:

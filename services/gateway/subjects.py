@@ -20,6 +20,16 @@ class Subject:
     name: str
     roles: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """`user` or `workload`."""
+        return "workload" if self.name.startswith(_WORKLOAD) else "user"
+
+    @property
+    def actor(self) -> str:
+        """The name as policies have it."""
+        return self.name.removeprefix(_WORKLOAD)
+
 
 class Subjects:
     """Users and programs of this deployment."""

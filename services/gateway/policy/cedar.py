@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,20 +157,22 @@ class CedarPolicy:
             limits.resolve(rule, quota, values) for rule in rules for quota in self._quotas[rule]
         )
 
-    def quotas_of(
-        self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()
-    ) -> set[limits.Limit]:
-        """Return the quotas that some prediction of a caller with these roles counts for."""
+    def quotas_of(self, roles: Sequence[str], who: Facts) -> set[limits.Limit]:
+        """See Policy."""
         if not self._counts:
             return set()
         models = [name for kind, name in self.named if kind == "Model"]
         other = next(n for n in (f"other-{i}" for i in itertools.count()) if n not in models)
         found: set[limits.Limit] = set()
-        for model, purpose, granted in itertools.product(
-            [*models, other], sorted(PURPOSES), (False, True)
+        for model, purpose, granted, glass in itertools.product(
+            [*models, other], sorted(PURPOSES), (False, True), (False, True)
         ):
-            facts = Facts(granted=granted, patient=True, parameters=parameters)
-            found.update(self.decide(roles, _PREDICTION, model, purpose, facts).quotas)
+            facts = replace(
+                who, granted=granted, break_glass=glass, patient=True, second_factor=True
+            )
+            # Not kept: so many at once would push out what callers ask again and again.
+            decided = self._decide(tuple(roles), _PREDICTION, model, purpose, facts, who.actor)
+            found.update(decided.quotas)
         return found
 
     def _released(self, rules: Sequence[str], facts: Facts) -> frozenset[str] | None:

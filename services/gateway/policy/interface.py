@@ -100,7 +100,8 @@ class Policy(Protocol):
     ) -> bool:
         """What `decide` would say, asked about no call: nobody counts it."""
 
-    def quotas_of(
-        self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()
-    ) -> set[Limit]:
-        """Return the quotas that some prediction of a caller with these roles counts for."""
+    def quotas_of(self, roles: Sequence[str], who: Facts) -> set[Limit]:
+        """Return the quotas that some prediction of a caller counts for, whatever else is true.
+
+        Of `who` the actor, the kind and the parameters count.
+        """

@@ -80,11 +80,9 @@ class LivePolicy:
         """See Policy."""
         return self._policy.permits(roles, rpc, model, purpose, facts)
 
-    def quotas_of(
-        self, roles: Sequence[str], parameters: tuple[tuple[str, str], ...] = ()
-    ) -> set[Limit]:
+    def quotas_of(self, roles: Sequence[str], who: Facts) -> set[Limit]:
         """See Policy."""
-        return self._policy.quotas_of(roles, parameters)
+        return self._policy.quotas_of(roles, who)
 
     def shadow(self, policy: Policy | None) -> None:
         """Let a set decide beside the one in force, counting from zero; None ends that."""

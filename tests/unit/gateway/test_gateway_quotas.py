@@ -68,7 +68,23 @@ def test_every_quota_of_every_policy_that_permits_counts() -> None:
     )
     assert {q.rule for q in quotas_of(text, "clinician", "service")} == {"r", "s"}
     assert {q.rule for q in quotas_of(text, "service")} == {"s"}
-    assert text.quotas_of(("service",)) == {Limit("s", "calls", 2, 86_400, False)}
+    assert text.quotas_of(("service",), Facts()) == {Limit("s", "calls", 2, 86_400, False)}
+
+
+def test_somebodys_quotas_are_found_whatever_it_takes_to_be_permitted() -> None:
+    profile = Path("services/gateway/policy/second-factor.cedar").read_text()
+    emergency = INFER.format(role="break-glass") + " when { context.breakGlass };"
+    text = CedarPolicy(
+        '@id("ann") @quota("calls=1/day") permit (principal == User::"ann", action, resource)'
+        ' when { context has purpose && context.purpose == Purpose::"HTEST" };'
+        f'@id("glass") @quota("calls=2/day") {emergency}'
+        '@id("lab") @quota("calls=3/day") permit (principal is Workload, action, resource);'
+        + profile
+    )
+    assert {q.rule for q in text.quotas_of((), Facts("ann"))} == {"ann"}
+    assert text.quotas_of((), Facts("bob")) == set()
+    assert {q.rule for q in text.quotas_of(("break-glass",), Facts("bob"))} == {"glass"}
+    assert {q.rule for q in text.quotas_of((), Facts("lab", "workload"))} == {"lab"}
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def test_a_user_and_a_program_of_one_name(tmp_path: Path) -> None:
     assert (program.id, program.name) == (client.client_id, "workload/lab")
     assert program.roles == ("service",)
     assert person.id != program.id
+    assert (person.kind, person.actor) == ("user", "lab")
+    assert (program.kind, program.actor) == ("workload", "lab")
     assert [s.name for s in subjects.all()] == ["lab", "workload/lab"]
     for nobody in ("", "ann", "workload/ann", "user/lab"):
         with pytest.raises(SealwardError) as caught:
