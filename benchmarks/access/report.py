@@ -84,8 +84,8 @@ def table(results: Results) -> str:
         ),
         "",
         (
-            f"Logins (argon2id, 64 MiB, a process of low priority, a queue of 16):"
-            f" {logins['logins_per_second']:.1f} a second"
+            "Logins (argon2id, 64 MiB, a process of low priority that rests between them while they"
+            f" queue): {logins['logins_per_second']:.1f} a second"
             + (f", p50 {login:,.0f} ms" if login is not None else "")
             + f"; {logins['refused']:,} were refused at once, with the time to wait."
         ),

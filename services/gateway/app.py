@@ -150,7 +150,9 @@ class Gateway:
         )
         self._pool, self._remote_store = pool, _ = _session_pool(ctx)
         self._sealer = SessionSealer(pool, self._ring, log)
-        self._passwords = Passwords(queue=settings.login_queue, hasher=HashProcess())
+        self._passwords = Passwords(
+            queue=settings.login_queue, share=settings.login_share, hasher=HashProcess()
+        )
         metrics = GatewayMetrics(ctx.metrics)
         self._lockouts = Lockouts(
             settings.data_dir / "lockouts.db", steady_time, failures=settings.lockout_failures,

@@ -1,6 +1,6 @@
 """The process that computes password hashes: `python -m services.gateway.hash_helper`.
 
-A process of its own, with the lowest priority: one hash takes 64 MiB and all cores for some tenths
+A process of its own, with a low priority: one hash takes 64 MiB and all cores for some tenths
 of a second. A thread of low priority would not do, because it could be put aside while it holds the
 interpreter's lock that calls need. One request a line of standard input, one answer a line of
 standard output; it ends with its parent. What it is sent stands in no file and no log.
@@ -18,7 +18,7 @@ import argon2
 
 from sealward.kit.hardening import harden
 
-_NICE = 15
+_NICE = 10
 _PR_SET_PDEATHSIG = 1
 
 

@@ -2,7 +2,8 @@
 
 One hash takes some tenths of a second and 64 MiB. The pool keeps that away from every other call:
 one at a time, in a process of low priority (hashing.py), and its queue is bounded: more logins than
-it can take are refused at once.
+it can take are refused at once. When logins queue it rests between them, because what shares a core
+or a cache with a hash is slowed by it whatever its priority.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -23,6 +25,9 @@ from services.gateway.hashing import PARAMETERS, Hasher, LocalHasher
 SHORTEST = 12
 LONGEST = 1024
 
+_A_QUEUE = 2
+_LONGEST_REST = 1.0
+
 _T = TypeVar("_T")
 
 
@@ -35,13 +40,22 @@ class Passwords:
         *,
         threads: int = 1,
         queue: int = 16,
+        share: float = 1.0,
         hasher: Hasher | None = None,
     ) -> None:
-        """`hasher` computes with these parameters; without one this process does, in threads."""
+        """`hasher` computes with these parameters; without one this process does, in threads.
+
+        `share` is how much of its time a thread computes while logins queue; it rests for the rest.
+        """
         self._hasher = argon2.PasswordHasher.from_parameters(parameters)
         self._compute = hasher or LocalHasher(parameters)
         self._parameters = parameters
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="argon2")
+        self._rest = 1 / share - 1
+        self._waiting = 0
+        self._last = 0.0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._room = threading.BoundedSemaphore(threads + queue)
 
     def hash(self, password: str) -> str:
@@ -62,6 +76,7 @@ class Passwords:
 
     def close(self) -> None:
         """Let running hashes end."""
+        self._closing.set()
         self._pool.shutdown()
         self._compute.close()
 
@@ -78,9 +93,22 @@ class Passwords:
         if not self._room.acquire(blocking=False):
             raise SealwardError(Reason.OVERLOADED, "too many logins are waiting", retry_after=1.0)
         try:
-            return self._pool.submit(work).result()
+            with self._lock:
+                self._waiting += 1
+            return self._pool.submit(self._paced, work).result()
         finally:
+            with self._lock:
+                self._waiting -= 1
             self._room.release()
+
+    def _paced(self, work: Callable[[], _T]) -> _T:
+        if self._waiting > _A_QUEUE and self._rest:
+            self._closing.wait(min(_LONGEST_REST, self._last * self._rest))
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._last = time.monotonic() - began
 
 
 def check_new(password: str, field: str, *, old: str | None = None) -> None:

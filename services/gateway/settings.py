@@ -64,7 +64,10 @@ class GatewaySettings(ServiceSettings):
     """Failed logins from one address that lock it; 0 = never (behind one proxy all have one)."""
     lockout_seconds: int = Field(default=900, ge=1, le=86400)
     """How long a lock lasts, and how long failures count."""
-    login_queue: int = Field(default=16, ge=0, le=1024)
+    login_share: float = Field(default=0.25, ge=0.02, le=1)
+    """How much of the time passwords are hashed while logins queue; in between predictions have
+    the machine to themselves."""
+    login_queue: int = Field(default=8, ge=0, le=1024)
     """Logins that may wait for the password check; more are refused at once."""
 
     assertion_audience: str = ""

@@ -150,7 +150,10 @@ def test_whoever_may_not_call_is_refused_and_recorded(table: Table) -> None:
 
 
 def test_an_expired_certificate_on_an_open_connection(table: Table) -> None:
-    material = {role: table.insider.as_(role, seconds=8) for role in ("user/eve", *IDENTITIES[2:])}
+    material = {
+        role: table.insider.as_(role, seconds=8)
+        for role in ("user/eve", "workload/eve", *IDENTITIES[2:])
+    }
     opened = {
         (service, role): table.channel(service, one)
         for service in SERVICES
@@ -180,7 +183,9 @@ def test_an_expired_certificate_on_an_open_connection(table: Table) -> None:
 
 
 def test_a_revoked_certificate(table: Table) -> None:
-    material = {role: table.insider.as_(role) for role in ("user/eve", *IDENTITIES[2:])}
+    material = {
+        role: table.insider.as_(role) for role in ("user/eve", "workload/eve", *IDENTITIES[2:])
+    }
     with table.channel("keys", ensure_admin(table.suite.suite)) as channel:
         for one in material.values():
             TrustServiceStub(channel).Revoke(

@@ -40,7 +40,7 @@ def test_it_gives_way_and_no_secret_is_on_its_command_line(hasher: HashProcess) 
     hasher.hash(PASSWORD)
     assert hasher._process is not None
     pid = hasher._process.pid
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 15
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 10
     assert b"services.gateway.hash_helper" in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert b"long enough" not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
@@ -71,3 +71,20 @@ def test_it_is_gone_when_it_is_closed(hasher: HashProcess) -> None:
     pid = hasher._process.pid
     hasher.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_it_rests_between_logins_that_queue_and_not_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rests: list[float] = []
+    passwords = Passwords(queue=8, share=0.25)
+    monkeypatch.setattr(passwords._closing, "wait", rests.append)
+    passwords._run(lambda: None)
+    passwords._run(lambda: None)
+    assert rests == []
+    passwords._last, passwords._waiting = 0.25, 4
+    passwords._run(lambda: None)
+    passwords._last = 5.0
+    passwords._run(lambda: None)
+    assert rests == [0.75, 1.0]
+    passwords.close()
