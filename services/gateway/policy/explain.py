@@ -16,6 +16,7 @@ from services.gateway.users import ROLES
 
 OTHER_MODEL = "*"
 """Stands for a model that no policy names."""
+_PROVEN = Facts(second_factor=True, multi_factor=True)
 ALL_OUTPUTS = "*"
 """Stands for every output of a model."""
 
@@ -118,21 +119,25 @@ def differences(before: CedarPolicy, after: CedarPolicy) -> tuple[list[Differenc
     """Compare two sets over every role, RPC, model and purpose; return how many questions it was.
 
     What no policy of either set names is decided alike, so one of its kind stands for all: a model
-    that neither names is `*`. Facts other than these stay at their defaults.
+    that neither names is `*`. Each question is asked without a second factor and with one; other
+    facts stay at their defaults.
     """
-    named = before.named | after.named
+    # Predictions alone have outputs and quotas: no other RPC stands for them.
+    named = before.named | after.named | {("Action", "ModelInfer")}
     models = sorted(name for kind, name in named if kind == "Model")
     other = next(n for n in (f"other-{i}" for i in itertools.count()) if n not in models)
     purposes = _alike(PURPOSES, named, "Purpose", groups_of)
     rpcs = _alike(POLICY_RPCS, named, "Action", lambda _rpc: ())
-    found: dict[tuple[Any, ...], list[str]] = {}
+    found: dict[tuple[Any, ...], set[str]] = {}
     compared = 0
     for role, rpc, model in itertools.product(ROLES, rpcs, ["", *models, other]):
         for purpose, others in [("", [""]), *purposes.items()]:
             compared += 1
-            old = before.decide((role,), rpc, model, purpose)
-            new = after.decide((role,), rpc, model, purpose)
-            if not same_effect(old, new):
+            for facts in (NO_FACTS, _PROVEN):
+                old = before.decide((role,), rpc, model, purpose, facts)
+                new = after.decide((role,), rpc, model, purpose, facts)
+                if same_effect(old, new):
+                    continue
                 shown = OTHER_MODEL if model == other else model
                 for each in rpcs[rpc]:
                     key = (
@@ -140,7 +145,7 @@ def differences(before: CedarPolicy, after: CedarPolicy) -> tuple[list[Differenc
                         *(released(old, each), released(new, each)),
                         *(limited(old), limited(new)),
                     )
-                    found.setdefault(key, []).extend(others)
+                    found.setdefault(key, set()).update(others)
     rows = [
         Difference(role, rpc, model, tuple(sorted(among)), *rest)
         for (role, rpc, model, *rest), among in found.items()

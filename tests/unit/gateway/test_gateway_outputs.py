@@ -303,6 +303,19 @@ def test_a_difference_may_be_in_the_outputs_alone() -> None:
     assert differences(after, after)[0] == []
 
 
+def test_differences_are_seen_where_a_second_factor_is_asked_for() -> None:
+    profile = Path("services/gateway/policy/second-factor.cedar").read_text()
+    before = CedarPolicy(f'@id("a") {INFER.format(role="service")};{profile}')
+    after = CedarPolicy(f'@id("a") @outputs("score") {INFER.format(role="service")};{profile}')
+    rows = differences(before, after)[0]
+    assert {(row.role, row.rpc, row.opened) for row in rows} == {("service", "ModelInfer", False)}
+    everything = CedarPolicy('@id("a") permit (principal, action, resource);')
+    less = CedarPolicy('@id("a") @outputs("score") permit (principal, action, resource);')
+    assert {row.rpc for row in differences(everything, less)[0]} == {"ModelInfer"}
+    without = CedarPolicy(f'@id("a") {INFER.format(role="service")};')
+    assert {row.opened for row in differences(without, before)[0]} == {False}
+
+
 def test_a_shadow_notices_other_outputs() -> None:
     live = LivePolicy(CedarPolicy(f'@id("a") {INFER.format(role="service")};'))
     live.shadow(CedarPolicy(f'@id("b") @outputs("score") {INFER.format(role="service")};'))
