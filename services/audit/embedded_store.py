@@ -77,6 +77,8 @@ class EmbeddedStore:
                     )
                 if not sealed:
                     self._catch_up()
+                    if self._stuck:
+                        self._start()
             except BaseException:
                 self._file.close()
                 raise
@@ -150,8 +152,7 @@ class EmbeddedStore:
             held = len(self._fresh.ids)
             self._fresh.add(first, ids, prints, self._file.mark)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="finder", daemon=True)
-                self._thread.start()
+                self._start()
             elif not held or held < _STEP <= len(self._fresh.ids):
                 self._changed.notify_all()
 
@@ -227,6 +228,10 @@ class EmbeddedStore:
             if self._failed:
                 raise StoreBrokenError(self._failed)
 
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="finder", daemon=True)
+        self._thread.start()
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -240,16 +245,20 @@ class EmbeddedStore:
                 stuck = False
             except StoreFullError:
                 stuck = True
-            except StoreError as error:
-                with self._changed:
-                    self._failed = str(error)
-                    self._changed.notify_all()
+            except Exception as error:  # noqa: BLE001 - who waits for room must be told
+                self._fail(error)
                 return
             with self._changed:
                 self._stuck = stuck
                 self._changed.notify_all()
                 if stuck:
                     self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
+
+    def _fail(self, error: Exception) -> None:
+        known = isinstance(error, StoreError)
+        with self._changed:
+            self._failed = str(error) if known else f"the finder failed ({type(error).__name__})"
+            self._changed.notify_all()
 
     def _has_work(self) -> bool:
         return self._closing or bool(self._fresh.ids or self._filing.ids)

@@ -40,6 +40,10 @@ from services.audit.entryrecord import (
 from services.audit.framing import unframed
 from services.audit.store import StoreBrokenError, StoreError, StoreFullError
 
+# Less than this is written in one piece with what follows it: a page that is on its way to the disk
+# would have to go there again.
+_EARLY_BYTES = 64 << 10
+_PAGE_BYTES = 4096
 # Where a record begins is remembered once in so many bytes; from there it goes from head to head.
 _STEP_BYTES = 64 << 10
 _SEARCH_BYTES = 4 << 20
@@ -163,9 +167,12 @@ class EntryFile:
             self._own(self._end)
         self._clean()
         begun = begin_record(self.identity, first, leaves, puts, self._mark.check)
-        self._write(begun, self._end)
-        # Only asks for it: what has been written by then, the sync need not wait for.
-        _start_writing(self._file, self._end, len(begun))
+        if len(begun) >= _EARLY_BYTES:
+            self._write(begun, self._end)
+            # Only asks for it: what has been written by then, the sync need not wait for. The last
+            # page is left out, more goes into it.
+            end = self._end + len(begun)
+            _start_writing(self._file, self._end, end - end % _PAGE_BYTES - self._end)
         self._begun = (first, leaves, begun, puts)
 
     def commit(
@@ -189,7 +196,10 @@ class EntryFile:
             raise StoreBrokenError("a batch does not follow the last one")
         begun, self._begun = self._begun[2], None
         rest, check = end_record(begun, leaves, hashes, ids, prints, root)
-        self._write(rest, self._end + len(begun))
+        if len(begun) >= _EARLY_BYTES:
+            self._write(rest, self._end + len(begun))
+        else:
+            self._write(begun + rest, self._end)
         try:
             os.fdatasync(self._file)
         except OSError as error:

@@ -186,17 +186,55 @@ def test_what_is_held_is_bounded(
         given.check(again)
 
 
-def test_a_finder_that_fails_stops_the_log(
+def test_a_start_on_a_full_disk_takes_up_again_by_itself(
     path: Path, given: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_MOST", 20), ("_RETRY_SECONDS", 0.0), ("_LAZY_SECONDS", 0.0)):
+        monkeypatch.setattr(embedded_store, name, value)
+    EmbeddedStore(path).close()
+    shutil.copy(path, path.with_name("early"))
+    store = EmbeddedStore(path)
+    for _ in range(10):
+        given.add(store, 5)
+    store.close()
+    path.with_name("early").replace(path)
+    full = True
+    taken = threading.Event()
+    file = Finder.file
+
+    def fill(finder: Finder, *args: Any) -> None:
+        if full:
+            raise StoreFullError("no space")
+        file(finder, *args)
+        if finder.mark.size == 50:
+            taken.set()
+
+    monkeypatch.setattr(Finder, "file", fill)
+    with closing(EmbeddedStore(path)) as again:
+        given.check(again)
+        with pytest.raises(StoreFullError):
+            given.add(again, 1)
+        full = False
+        assert taken.wait(20)
+        given.check(again)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(StoreBrokenError("the audit store failed (SQLITE_IOERR)"), "SQLITE_IOERR"),
+     (ValueError("secret"), r"the finder failed \(ValueError\)")],
+)  # fmt: skip
+def test_a_finder_that_fails_stops_the_log(
+    path: Path, given: Filled, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
 ) -> None:
     monkeypatch.setattr(embedded_store, "_LAZY_SECONDS", 0.0)
 
     def fail(_finder: Finder, *_args: Any) -> None:
-        raise StoreBrokenError("the audit store failed (SQLITE_IOERR)")
+        raise error
 
     monkeypatch.setattr(Finder, "file", fail)
     store = EmbeddedStore(path)
-    with pytest.raises(StoreBrokenError, match="SQLITE_IOERR"):
+    with pytest.raises(StoreBrokenError, match=why):
         add_many(given, store)
     given.check(store)
     store.close()
