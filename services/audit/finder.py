@@ -25,6 +25,7 @@ from services.audit.sqlite_file import (
     cannot_open,
     failure,
 )
+from services.audit.store import StoreBrokenError, StoreError
 
 VERSION = 4
 TABLES = """
@@ -150,13 +151,14 @@ class Finder(SqliteFile):
                 db.executemany("INSERT INTO places (first, at) VALUES (?, ?)", places)
                 db.execute(_MARK, mark)
                 db.execute("COMMIT")
-            except sqlite3.Error:
+            except sqlite3.Error as error:
+                meant: StoreError = failure(error)
                 if db.in_transaction:
                     try:
                         db.execute("ROLLBACK")
-                    except sqlite3.Error as undoing:
-                        error = undoing
-                raise failure(error) from None
+                    except sqlite3.Error:
+                        meant = StoreBrokenError("a transaction could not be undone")
+                raise meant from None
         self.mark = mark
         self._greatest = max(self._greatest, *ids)
 

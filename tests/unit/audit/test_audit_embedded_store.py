@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -19,7 +20,7 @@ from sealward.tlog.tiledtree import TiledTree
 from services.audit import embedded_store, migration
 from services.audit.backend import FileBackend, Place
 from services.audit.embedded_store import EmbeddedStore
-from services.audit.entryfile import EntryFile
+from services.audit.entryfile import EntryFile, Mark
 from services.audit.finder import Finder
 from services.audit.log import load_tree
 from services.audit.migration import version_of
@@ -429,8 +430,6 @@ def test_a_migration_that_was_killed_goes_on(
 )
 def test_a_changed_store_is_not_taken_over(tmp_path: Path, given: Filled, statement: str) -> None:
     place = earlier(tmp_path / "old", given)
-    import sqlite3
-
     with closing(sqlite3.connect(place.folder / "log.db")) as db:
         db.execute(statement)
         db.commit()
@@ -459,9 +458,31 @@ def test_an_archive_of_an_earlier_version_stays_what_it_is(tmp_path: Path, given
 
 def test_an_earlier_store_without_entries_is_taken_over(tmp_path: Path, given: Filled) -> None:
     place = earlier(tmp_path / "old", given, 1)
-    import sqlite3
-
     with closing(sqlite3.connect(place.folder / "log.db")) as db:
         db.executescript("DELETE FROM batches; DELETE FROM ids; DELETE FROM head;")
     with closing(FileBackend().store(place)) as store:
         Filled().check(store)
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_step_of_the_finder_that_fails_leaves_nothing(path: Path, undone: bool) -> None:
+    finder = Finder(path)
+    finder.belong(bytes(16))
+    real = finder._filler
+
+    class Failing:
+        in_transaction = True
+
+        def execute(self, sql: str, values: Any = ()) -> Any:
+            if sql == "COMMIT" or (sql == "ROLLBACK" and not undone):
+                raise sqlite3.OperationalError("full")
+            return real.execute(sql, values)
+
+        executemany, close = real.executemany, real.close
+
+    finder._filler = Failing()  # type: ignore[assignment]
+    with pytest.raises(StoreBrokenError, match="undone" if not undone else "failed"):
+        finder.file(0, [bytes(16)], bytes(16), [], Mark(40, 1, bytes(32), 7))
+    assert finder.mark.size == 0
+    assert not finder.find([bytes(16)])
+    finder.close()
