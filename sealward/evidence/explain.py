@@ -229,6 +229,10 @@ def _model(event: Event, card: Card | None, *, models_asked: bool) -> Lines:
     lines = [("model", f"{name} {version}".rstrip()), ("file, SHA-256", digest or "not recorded")]
     if not models_asked:
         lines.append(("card", "the model service does not answer: not looked up"))
+    elif not version:
+        lines.append(
+            ("card", "the record names no version: the call was refused before one was found")
+        )
     elif card is None:
         lines.append(("card", "this version is no longer there"))
     elif digest and card.digest != digest:

@@ -4,7 +4,9 @@ Needs the log's files and its verifier keys and nothing else. The order of the c
 checkpoint, then all entries and tiles from the leaves up (`logwalk`), then the root.
 """
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,10 @@ __all__ = [
     "verify_directory",
     "verify_log",
 ]
+
+
+_LARGEST_BYTES = 32 << 20
+"""A bundle of 256 entries of 64 KiB, and room."""
 
 
 class LogVerificationError(TlogError):
@@ -144,5 +150,19 @@ def verify_directory(
 
 
 def directory_reader(directory: Path) -> Reader:
-    """Return the reader of a log in a directory."""
-    return lambda path: (directory / path).read_bytes()
+    """Return the reader of a log in a directory.
+
+    It raises OSError for what is no file, which it does not wait for, and for a file that is larger
+    than any that a log has.
+    """
+
+    def read(path: str) -> bytes:
+        # A pipe would keep whoever opens it until somebody writes.
+        descriptor = os.open(directory / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
+                raise OSError(errno.EINVAL, "no file of a log")
+            return file.read()
+
+    return read

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -426,3 +427,13 @@ def test_changes_of_the_log_are_reported_where_they_are_met() -> None:
     assert verify(files).changes == ((299, change),)
     assert going_on(files, at(leaves, 299))[0].changes == ((299, change),)
     assert going_on(files, at(leaves, 300))[0].changes == ()
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    write_log(tmp_path, log_files(entries(300)))
+    bundle = next((tmp_path / "tile/entries").glob("000"))
+    bundle.unlink()
+    os.mkfifo(bundle)
+    with pytest.raises(LogVerificationError) as caught:
+        verify_directory(tmp_path, [signer().verifier])
+    assert caught.value.findings[0].path == "tile/entries/000"
