@@ -66,8 +66,8 @@ def _asked_of_everybody(deployment: Deployment, notes: Notes) -> None:
         notes.check(
             not result.permitted,
             f"{model.name} asks people for a second factor",
-            f"{model.name} answers people without a second factor, by {result.rule}: let the "
-            "policy ask for context.secondFactor",
+            f"{model.name} answers people without a second factor, by {result.rule}: "
+            "sealward policy propose --profile second-factor",
         )
 
 
