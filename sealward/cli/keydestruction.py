@@ -55,7 +55,7 @@ def request(
 ) -> None:
     """Ask that every key of a tenant and purpose be destroyed; another person has to approve."""
     made = ask(Suite.at(directory), acting, tenant, purpose, "", reason)
-    emit(_value(made), as_json=as_json, text=asked_text(made))
+    emit(value_of(made), as_json=as_json, text=asked_text(made))
 
 
 @app.command()
@@ -68,7 +68,7 @@ def approve(
         made = desk.call("ApproveDestruction", id=found.id, jws=desk.sign(_statement(found)))
         made = made.destruction
     emit(
-        _value(made),
+        value_of(made),
         as_json=as_json,
         text=f"approved: {_target(made)} is destroyed after {_time(made.due_at)}\n"
         f"  until then: sealward keys destroy cancel {made.id[:12]}",
@@ -82,7 +82,7 @@ def cancel(
     """Call a destruction off, at any time before it is carried out."""
     with _desk(Suite.at(directory), acting, "calling it off") as desk:
         made = desk.call("CancelDestruction", id=desk.find(destruction).id).destruction
-    emit(_value(made), as_json=as_json, text=f"called off: {_target(made)}")
+    emit(value_of(made), as_json=as_json, text=f"called off: {_target(made)}")
 
 
 @app.command("list")
@@ -96,7 +96,7 @@ def list_(
     with _desk(Suite.at(directory), acting, "listing destructions") as desk:
         answer = desk.call("ListDestructions", open=open_only)
     if as_json:
-        rows = [_value(found) for found in answer.destructions]
+        rows = [value_of(found) for found in answer.destructions]
         emit({"destructions": rows, "wait_seconds": answer.wait_seconds}, as_json=True)
         return
     table(
@@ -116,7 +116,7 @@ def show(destruction: Id, acting: As = "", directory: Dir = DEFAULT, as_json: Js
     """Show a destruction and the statement that its two people signed."""
     with _desk(Suite.at(directory), acting, "showing a destruction") as desk:
         found = desk.find(destruction)
-    value = _value(found)
+    value = value_of(found)
     lines = [f"{name.replace('_', ' ')}: {text}" for name, text in value.items() if text]
     if found.blocked:
         lines.append(f"  {_BLOCKED.get(found.blocked, 'see logs/keys.log')}")
@@ -210,7 +210,8 @@ def _statement(found: Destruction) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _value(found: Destruction) -> dict[str, Any]:
+def value_of(found: Destruction) -> dict[str, Any]:
+    """Return a destruction as it is printed with --json."""
     return {
         "id": found.id,
         "key": _target(found),

@@ -208,7 +208,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
         **_service("sealward.api.audit.v1.CosigningService", {"GetCosigning": _ADMIN}),
         **_service(
             "sealward.api.audit.v1.DestructionService",
-            {"PermitDestruction": _KEYS},
+            {"PermitDestruction": _KEYS, "NamePatient": _ADMIN, "DestroyPatient": _KEYS},
         ),
         **_service(
             "opentelemetry.proto.collector.trace.v1.TraceService",
@@ -251,7 +251,7 @@ RPCS: Mapping[str, frozenset[str]] = MappingProxyType(
             "sealward.api.keys.v1.DestructionService",
             dict.fromkeys(_DESTRUCTIONS, _ADMIN | _GATEWAY),
         ),
-        **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN}),
+        **_service("sealward.api.common.v1.HolderService", {"Rewrap": _ADMIN | _KEYS}),
         **_service(
             "sealward.api.keys.v1.TrustService",
             {

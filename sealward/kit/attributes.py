@@ -70,7 +70,14 @@ SERVICE_NAME = "service.name"
 
 # Only audit writes these: the reference goes inside the sealed span, the pseudonym into the index.
 PATIENT_REFERENCE = "sealward.patient.reference"
-AUDIT_ONLY = frozenset({PATIENT, PATIENT_REFERENCE, INPUT_DIGEST, OUTPUT_DIGEST})
+# The reference under the patient's own key, and what stands there once that was destroyed.
+PATIENT_SEALED = "sealward.patient.sealed"
+PATIENT_DESTROYED = "sealward.patient.destroyed"
+AUDIT_ONLY = frozenset(
+    {
+        PATIENT, PATIENT_REFERENCE, PATIENT_SEALED, PATIENT_DESTROYED, INPUT_DIGEST, OUTPUT_DIGEST,
+    }
+)  # fmt: skip
 
 ALLOWED = frozenset(
     {

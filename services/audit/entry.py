@@ -106,6 +106,7 @@ class Maker(Protocol):
         identity: Identity,
         patient: str,
         binding: bytes = NO_BINDING,
+        tenant: str = "",
     ) -> Candidate:
         """See EntryMaker."""
 
@@ -134,12 +135,28 @@ class Producers:
         return known
 
 
-class EntryMaker:
-    """Makes candidates for one log, under its keys. Thread-safe. `tenant` is whose log it is."""
+class PatientKeys(Protocol):
+    """What seals patient references (services.audit.patients.Patients)."""
 
-    def __init__(self, keys: IndexKeys, tenant: str = DEFAULT_TENANT) -> None:
+    def seal(self, event_id: bytes, pseudonym: str, reference: str) -> bytes:
+        """Return the attribute with the sealed reference; raise SealwardError or StoreError."""
+
+
+class EntryMaker:
+    """Makes candidates for one log, under its keys. Thread-safe. `tenant` is whose log it is.
+
+    `patients`: None for a log that has ended, whose candidates are compared and never appended.
+    """
+
+    def __init__(
+        self,
+        keys: IndexKeys,
+        tenant: str = DEFAULT_TENANT,
+        patients: PatientKeys | None = None,
+    ) -> None:
         self._keys = keys
         self.tenant = tenant
+        self._patients = patients
         self._producers = Producers()
         # The producer's name is never taken from the span.
         self._ours = SpanFilter(names.ALLOWED, (names.PRODUCER_ID,))
@@ -165,14 +182,18 @@ class EntryMaker:
         added = [encoded]
         if entry.patient:
             values[names.PATIENT] = pseudonym = self._keys.pseudonym(entry.patient)
-            added.append(_PATIENT.encode(pseudonym.encode()))
-            added.append(_reference(entry.patient.encode()))
+            if self._patients is None:
+                added.append(_PATIENT.encode(pseudonym.encode()))
+                added.append(_reference(entry.patient.encode()))
         if entry.input_digest:
             keyed = self._keys.digest(entry.input_digest)
             added.append(_INPUT_DIGEST.encode(keyed.encode()))
         if entry.output_digest:
             keyed = self._keys.digest(entry.output_digest)
             added.append(_OUTPUT_DIGEST.encode(keyed.encode()))
+        if entry.patient and self._patients is not None:
+            # The last one: by that it is found again.
+            added.append(self._patients.seal(entry.event_id, pseudonym, entry.patient))
         whole = b"".join((span.body, *added))
         if len(whole) + _CLEAR_BYTES > MAX_RELEASING_BYTES:
             raise SealwardError(
@@ -228,11 +249,12 @@ class EntryMaker:
         identity: Identity,
         patient: str,
         binding: bytes = NO_BINDING,
+        tenant: str = "",
     ) -> Candidate:
         """Make an entry of the audit service's own; raise SealwardError."""
         return self.appended(
             Entry(
-                event_id=event_id, binding=binding, span=span, patient=patient
+                event_id=event_id, binding=binding, span=span, patient=patient, tenant=tenant
             ).SerializeToString(),
             identity,
         )

@@ -69,6 +69,8 @@ _CHANGES: Mapping[str, str] = {
         "LogAdminService/ReleaseHold": "audit.release",
         "LogAdminService/Reindex": "audit.reindex",
         "DestructionService/PermitDestruction": "audit.destroy-permit",
+        "DestructionService/NamePatient": "audit.patient-name",
+        "DestructionService/DestroyPatient": "audit.patient-destroy",
     }.items()
 } | {"/sealward.api.audit.v1.AttestService/AttestReport": "check.report"}
 # Proofs tell nothing of an event. The gateway records these calls itself, with the caller's name.
@@ -160,6 +162,11 @@ class OwnEvents:
     ) -> None:
         """Record a change that a call makes, before it takes effect; raise SealwardError."""
         self._append(call, event_type, "ok", {**_caller(call), names.CODE: "OK", **values}, patient)
+
+    def name_patient(self, call: ControlCall, patient: str, tenant: str) -> bytes:
+        """Record, in the tenant's own log, an event that names a patient; return its id."""
+        values = {**_caller(call), names.CODE: "OK"}
+        return self._append(call, "audit.patient-name", "ok", values, patient, tenant=tenant)
 
     def bound(
         self,
@@ -257,8 +264,9 @@ class OwnEvents:
         patient: str = "",
         started: int | None = None,
         binding: bytes = NO_BINDING,
+        tenant: str = "",
     ) -> bytes:
-        candidate = self._make(event_type, outcome, values, started, patient, binding)
+        candidate = self._make(event_type, outcome, values, started, patient, binding, tenant)
         placed = self._submit(candidate)
         named = {EVENT_ID_KEY: candidate.key.event_id.hex(), LOG_INDEX_KEY: str(placed.index)}
         # A change that fails after it was recorded has two events: the answer names the last.
@@ -284,6 +292,7 @@ class OwnEvents:
         started: int | None = None,
         patient: str = "",
         binding: bytes = NO_BINDING,
+        tenant: str = "",
     ) -> Candidate:
         event_id = new_event_id()
         ended = time.time_ns()
@@ -298,7 +307,7 @@ class OwnEvents:
         span = SpanHead(event_type, SpanKind.SERVER).build(
             min(ended, started or ended), ended, parts
         )
-        return self._maker.own(event_id, span, self._identity, patient, binding)
+        return self._maker.own(event_id, span, self._identity, patient, binding, tenant)
 
     def _submit(self, candidate: Candidate) -> Placed:
         result = self._committer().submit((candidate,))[0]

@@ -119,6 +119,37 @@ class Holds:
         """
         return [hold for hold in self.standing() if self._covers(hold, shard)]
 
+    def covering_patient(self, shard: Shard, reference: str) -> list[Hold]:
+        """Return the standing holds that cover something about a patient in a log.
+
+        Raise SealwardError.
+        """
+        found = []
+        for hold in self.standing():
+            scope = hold.scope
+            same = scope.patient and self._reference(hold) == reference
+            if same and hold.placed_in == shard.origin:
+                # Its own event would name nobody.
+                found.append(hold)
+                continue
+            if scope.tenant != shard.tenant or scope.origin not in ("", shard.origin):
+                continue
+            if scope.patient and not same:
+                continue
+            if scope.user or scope.since or scope.until:
+                shard.index_keys.check()
+                query = Query(
+                    user=scope.user or None,
+                    patient=shard.index_keys.pseudonym(reference),
+                    since=scope.since,
+                    until=scope.until,
+                    limit=1,
+                )
+                if not _rows(shard, query):
+                    continue
+            found.append(hold)
+        return found
+
     def _covers(self, hold: Hold, shard: Shard) -> bool:
         if hold.placed_in == shard.origin:
             return True

@@ -13,6 +13,7 @@ from services.audit.events import OwnEvents
 from services.audit.holds import Holds
 from services.audit.logadmin import LogAdminServicer
 from services.audit.metrics import AuditMetrics
+from services.audit.patientdestruction import PatientDestruction
 from services.audit.retention import Retention, SteadyClock
 from services.audit.rollover import Rollover
 from services.audit.segments import KeyRing
@@ -69,7 +70,20 @@ class Lifecycle:
             clock=clock,
             changes=changes,
         )
-        self.destruction = DestructionServicer(rollover, holds, events, changes)
+        self.destruction = DestructionServicer(
+            rollover,
+            holds,
+            events,
+            changes,
+            PatientDestruction(
+                rollover,
+                self._retention,
+                holds,
+                wrapping,
+                years=settings.patient_years,
+                clock=clock,
+            ),
+        )
         self.holder = LogKeyHolder(rollover, self._retention, wrapping, changes, ring.moved)
 
     def observe(self) -> None:

@@ -42,7 +42,7 @@ _STORE = "log.db"
 _PURGING, _PURGED = b"purging", b"purged"
 # What opens entries, what signs, and the copies that a log keeps of its successor's keys. The list
 # of verifier keys stays: without it nobody could verify.
-_SECRETS = ("segment/", "index/", "signing/wrapped", "signing/sealed", "next/")
+_SECRETS = ("segment/", "index/", "patient/", "signing/wrapped", "signing/sealed", "next/")
 
 
 class SteadyClock:

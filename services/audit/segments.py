@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sealward.kit.errors import SealwardError
@@ -26,6 +26,7 @@ from sealward.seal.entries import (
     segment_of,
 )
 from sealward.seal.errors import SealBrokenError
+from sealward.tlog.leaf import EVENT_ID_SIZE
 from services.audit.store import LogStore
 
 _OPENERS = 64
@@ -92,6 +93,8 @@ class Segments:
         self._lock = threading.Lock()
         self._wrapping = wrapping or threading.Lock()
         self._openers: OrderedDict[bytes, tuple[BranchKey, EntryOpener]] = OrderedDict()
+        # What puts patient references into an opened span (services.audit.patients).
+        self.reveal: Callable[[bytes, bytes], bytes] = lambda _event_id, span: span
 
     def begin(self) -> None:
         """Begin a segment; raise SealwardError KEYS_UNAVAILABLE or StoreError."""
@@ -120,6 +123,11 @@ class Segments:
         return current.sealer.seal_all(entries)
 
     def open(self, prefix: bytes, sealed: bytes) -> bytes:
+        """Open one sealed entry, and the patient reference in it; raise as `open_as_it_is`."""
+        span = self.open_as_it_is(prefix, sealed)
+        return self.reveal(prefix[1 : 1 + EVENT_ID_SIZE], span)
+
+    def open_as_it_is(self, prefix: bytes, sealed: bytes) -> bytes:
         """Open one sealed entry; raise SealwardError SEAL_BROKEN or KEYS_UNAVAILABLE."""
         try:
             branch, opener = self._opener(segment_of(sealed))

@@ -73,6 +73,9 @@ class AuditSettings(ServiceSettings):
     """File with the secret access key."""
     s3_ca_file: Path | None = None
     """Certificates to trust for the endpoint (PEM); empty = those of public authorities."""
+    patient_years: int = Field(default=6, ge=0, le=100)
+    """How old the newest event about a patient has to be before the patient's references may be
+    destroyed. 45 CFR 164.316 asks for six years: less only where a law asks for erasure."""
     s3_lock_days: int = Field(default=0, ge=0, le=36_500)
     """Days for which full tiles are put under Object Lock; 0 = not, or by the bucket's default."""
     s3_lock_mode: Literal["GOVERNANCE", "COMPLIANCE"] = "COMPLIANCE"

@@ -37,6 +37,7 @@ from services.audit.origin import (
     open_log_keys,
     vkey_lines,
 )
+from services.audit.patients import SINCE, Patients
 from services.audit.publisher import Publisher, check_published
 from services.audit.segments import KeyRing, Segments
 from services.audit.store import LogStore, StoreBrokenError, StoreError
@@ -115,6 +116,10 @@ class Shard(Protocol):
         """Its pseudonyms and digests. As `index`."""
 
     @property
+    def patients(self) -> Patients:
+        """The patients' keys. As `index`."""
+
+    @property
     def maker(self) -> EntryMaker:
         """What makes candidates under its keys. As `index`."""
 
@@ -189,7 +194,12 @@ class LiveShard:
             wrapping=parts.wrapping,
         )
         self.index_keys = IndexKeys(self.keys.index.use)
-        self.maker = EntryMaker(self.index_keys, self.tenant)
+        self.patients = Patients(
+            lambda: self.store, parts.ring, self.tenant, lambda: self.index_keys, parts.wrapping
+        )
+        opened.callback(self.patients.close)
+        self.segments.reveal = self.patients.reveal
+        self.maker = EntryMaker(self.index_keys, self.tenant, self.patients)
         self.index: Index = parts.backend.index(self.place, self.origin)
         opened.callback(self.index.close)
         self.log = Log(
@@ -210,6 +220,8 @@ class LiveShard:
             parts.logger,
             lambda first, rows: hooks.on_rows(self, first, rows),
         )
+        if self.store.get(SINCE) is None:
+            self.store.put([(SINCE, b"%d" % self.log.head[0])])
         sink = parts.backend.sink(self.place, self.origin)
         if not check_published(sink, parse_vkeys("\n".join(self.vkeys)), self.log):
             parts.logger.warning("publisher.torn-checkpoint")
@@ -242,6 +254,7 @@ class LiveShard:
     def close(self) -> None:
         """Release everything."""
         self.closed = True
+        self.patients.close()
         self.keys.index.close()
         self.index.close()
         self.store.close()
@@ -268,6 +281,7 @@ class PastShard:
         self._indexer: Indexer | None = None
         self._segments: Segments | None = None
         self._keys: IndexKeys | None = None
+        self._patients: Patients | None = None
         self._closers: list[Callable[[], None]] = []
         self._sealed = False
         self.refresh()
@@ -361,7 +375,22 @@ class PastShard:
                     self.store, self._parts.ring, self.origin, tenant=self.tenant
                 )
                 self._closers.append(self._segments.close)
+                self._patients = Patients(
+                    lambda: self.store, self._parts.ring, self.tenant, lambda: self.index_keys
+                )
+                self._segments.reveal = self._patients.reveal
+                self._closers.append(self._patients.close)
             return self._segments
+
+    @property
+    def patients(self) -> Patients:
+        """See Shard."""
+        with self._lock:
+            if self._patients is None:
+                _ = self.segments
+            if self._patients is None:
+                raise StoreBrokenError("the log is being closed")
+            return self._patients
 
     @property
     def index_keys(self) -> IndexKeys:
@@ -410,7 +439,7 @@ class PastShard:
             while self._closers:
                 self._closers.pop()()
             self._store = self._log = self._index = None
-            self._indexer = self._segments = self._keys = None
+            self._indexer = self._segments = self._keys = self._patients = None
 
     def _not_purged(self) -> None:
         if self.state == "purged":

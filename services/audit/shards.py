@@ -237,9 +237,11 @@ class TenantMaker:
         identity: Identity,
         patient: str,
         binding: bytes = NO_BINDING,
+        tenant: str = "",
     ) -> Candidate:
-        """See EntryMaker: into the default tenant's log."""
-        return self._shards.current().maker.own(event_id, span, identity, patient, binding)
+        """See EntryMaker: into the default tenant's log, unless another one is named."""
+        maker = self._shards.current(tenant).maker
+        return maker.own(event_id, span, identity, patient, binding, tenant)
 
 
 def _tenant(candidate: Candidate) -> str:

@@ -16,13 +16,15 @@ from sealward.kit.holding import Rewrap, WrappedKey, changed
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
 from services.audit.origin import INDEX_KEY, LogName
+from services.audit.patients import POOL
+from services.audit.patients import PURPOSE as PATIENTS
 from services.audit.retention import Retention
 from services.audit.rollover import NEXT, Rollover
 from services.audit.segments import SEGMENT
 from services.audit.shard import PastShard, Shard
 from services.audit.store import StoreError
 
-_PURPOSES = ("audit-segment", "audit-index", "log-signing")
+_PURPOSES = ("audit-segment", "audit-index", "log-signing", PATIENTS)
 _CHANGE_SECONDS = 30.0
 
 
@@ -117,7 +119,7 @@ def wrapped_names(shard: Shard) -> list[str]:
     """Return the names of a log's wrapped keys in its store; raise StoreError."""
     names = [name for name in (INDEX_KEY,) if shard.store.get(name)]
     names += shard.store.names(SEGMENT)
-    for prefix in ("signing/", f"{NEXT}/"):
+    for prefix in ("signing/", f"{NEXT}/", POOL):
         names += [name for name in shard.store.names(prefix) if name.endswith("/wrapped")]
     return names
 
@@ -129,6 +131,9 @@ def context_of(log: LogName, name: str) -> EncryptionContext:
         return context_of(LogName(log.trust_domain, log.deployment, log.tenant, label), rest)
     if name.startswith(SEGMENT):
         return EncryptionContext(log.tenant, _PURPOSES[0], name.removeprefix(SEGMENT))
+    if name.startswith(POOL):
+        pool = name.removeprefix(POOL).partition("/")[0]
+        return EncryptionContext(log.tenant, PATIENTS, pool)
     purpose = _PURPOSES[1] if name == INDEX_KEY else _PURPOSES[2]
     return EncryptionContext(log.tenant, purpose, log.origin)
 

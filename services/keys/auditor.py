@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 from sealward.api.audit.v1 import destruction_pb2 as pb
@@ -47,7 +49,11 @@ class AuditGuard:
 
     def destroy_patient(self, subject: Subject) -> int:
         """See Guard."""
-        raise SealwardError(Reason.NOT_SUPPORTED, f"{subject.target} is not destroyed alone")
+        request = pb.DestroyPatientRequest(
+            id=subject.id, tenant=subject.tenant, resource=subject.resource
+        )
+        answer: pb.DestroyPatientResponse = self._ask("DestroyPatient", request, _LONG_SECONDS)
+        return answer.keys
 
     def move_on(self, subject: Subject) -> None:
         """See Guard."""
@@ -59,10 +65,10 @@ class AuditGuard:
         except (grpc.RpcError, ValueError) as error:
             raise _as_error(error) from None
 
-    def _ask(self, method: str, request: object) -> object:
+    def _ask(self, method: str, request: object, seconds: float = _CALL_SECONDS) -> Any:
         try:
             call = getattr(DestructionServiceStub(self._channels.get()), method)
-            answer: object = call(request, timeout=_CALL_SECONDS)
+            answer = call(request, timeout=seconds)
         except (grpc.RpcError, ValueError) as error:
             raise _as_error(error) from None
         return answer

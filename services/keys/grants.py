@@ -18,7 +18,9 @@ GRANTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "service/gateway": frozenset({"session", "user"}),
         "service/inference": frozenset({"model", "job"}),
         "service/keys": frozenset({"witness", "trust", "backup"}),
-        "service/audit": frozenset({"audit-segment", "audit-index", "log-signing"}),
+        "service/audit": frozenset(
+            {"audit-segment", "audit-index", "audit-patient", "log-signing"}
+        ),
     }
 )
 

@@ -15,6 +15,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from sealward.kit import attributes
@@ -116,7 +117,9 @@ def test_a_model_package(suite: RunningSuite, keystore: Keystore, reader: Reader
     assert hashlib.sha256(files["model.onnx"]).hexdigest() == manifest["digest"]
 
 
-def test_the_entries_of_the_log(suite: RunningSuite, keystore: Keystore, go: GoTools) -> None:
+def test_the_entries_of_the_log(
+    suite: RunningSuite, keystore: Keystore, go: GoTools, reader: Reader
+) -> None:
     answer = suite.ask(suite.user("ada"), patient="patient-4711")
     until(lambda: suite.published() > answer.proof.log_index, "the entry is published")
     index, place = divmod(answer.proof.log_index, TILE_WIDTH)
@@ -134,9 +137,23 @@ def test_the_entries_of_the_log(suite: RunningSuite, keystore: Keystore, go: GoT
     (text,), _ = go.entries(key, segment, origin.decode(), [leaf])
     assert text is not None
     found = {
-        item.key: item.value.string_value or item.value.int_value
+        item.key: item.value.string_value or item.value.bytes_value or item.value.int_value
         for item in Span.FromString(text).attributes
     }
     assert found[attributes.EVENT_TYPE] == "inference.predict"
-    assert found[attributes.PATIENT_REFERENCE] == "patient-4711"
+    # The reference is under the patient's own key, one of 256 in a pool.
+    sealed = found[attributes.PATIENT_SEALED]
+    assert isinstance(sealed, bytes)
+    pool, place = sealed[:8].hex(), int.from_bytes(sealed[8:10], "big")
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as store:
+        wrapped, keys = (
+            store.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()[0]
+            for name in (f"patient/{pool}/wrapped", f"patient/{pool}/keys")
+        )
+    keys = reader.open(
+        keystore.branch_key("audit-patient", pool, wrapped), "branch", keys,
+        purpose="audit-patient", resource=pool, schema="sealward/object/v1",
+    )  # fmt: skip
+    own = AESGCM(keys[32 * place : 32 * (place + 1)])
+    assert own.decrypt(leaf[1:17], sealed[10:], sealed[:10]) == b"patient-4711"
     assert parse_leaf(leaf).event_id.hex() == answer.proof.event_id.replace("-", "")

@@ -26,6 +26,7 @@ from services.audit.index import Index, Query, Row
 from services.audit.indexer import Indexer
 from services.audit.log import Log
 from services.audit.origin import LogKeys, new_name, open_log_keys
+from services.audit.patients import Patients
 from services.audit.segments import Segments
 from services.audit.store import LogStore
 
@@ -81,6 +82,7 @@ class Suite:
     indexer: Indexer
     full: list[bool]
     broken: list[str]
+    patients: Patients
 
     @property
     def signer(self) -> Ed25519Signer:
@@ -107,6 +109,8 @@ def open_suite(
     keys = open_log_keys(store, ring, "sealward.local", lambda: new_name("sealward.local", 2026))
     segments = Segments(store, ring, keys.origin)
     index = IndexKeys(keys.index.use)
+    patients = Patients(lambda: store, ring, "default", lambda: index)
+    segments.reveal = patients.reveal
     full: list[bool] = []
     broken: list[str] = []
     rows = backend.index(place, keys.origin)
@@ -122,8 +126,8 @@ def open_suite(
     log = Log(store, segments, index, keys.signers, **options)
     indexer.start()
     return Suite(
-        folder, ring, store, keys, segments, index, EntryMaker(index), log, rows, indexer, full,
-        broken,
+        folder, ring, store, keys, segments, index,
+        EntryMaker(index, patients=patients), log, rows, indexer, full, broken, patients,
     )  # fmt: skip
 
 

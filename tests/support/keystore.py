@@ -98,6 +98,9 @@ def wrapped_keys(root: Path) -> dict[str, tuple[bytes, EncryptionContext]]:
             kind, _, rest = name.partition("/")
             if kind == "segment":
                 about = EncryptionContext("default", "audit-segment", rest)
+            elif kind == "patient" and rest.endswith("/wrapped"):
+                pool = rest.partition("/")[0]
+                about = EncryptionContext("default", "audit-patient", pool)
             elif rest.endswith("wrapped"):
                 purpose = {"index": "audit-index", "signing": "log-signing"}[kind]
                 about = EncryptionContext("default", purpose, origin)

@@ -18,6 +18,7 @@ from sealward.cli.audit import (
     export,
     hold,
     logs,
+    patient,
     prove,
     reconcile,
     reindex,
@@ -47,4 +48,5 @@ for _name, _verb in _VERBS.items():
 app.add_typer(review.app, name="review")
 app.add_typer(logs.app, name="logs")
 app.add_typer(hold.app, name="hold")
+app.add_typer(patient.app, name="patient")
 app.add_typer(witness.app, name="witness")

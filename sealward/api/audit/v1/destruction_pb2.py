@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'sealward/api/audit/v1/destruction.proto\x12\x15sealward.api.audit.v1\"g\n\x18PermitDestructionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0c\n\x04look\x18\x05 \x01(\x08\"\x1b\n\x19PermitDestructionResponse2\x8c\x01\n\x12\x44\x65structionService\x12v\n\x11PermitDestruction\x12/.sealward.api.audit.v1.PermitDestructionRequest\x1a\x30.sealward.api.audit.v1.PermitDestructionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'sealward/api/audit/v1/destruction.proto\x12\x15sealward.api.audit.v1\"g\n\x18PermitDestructionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0c\n\x04look\x18\x05 \x01(\x08\"\x1b\n\x19PermitDestructionResponse\"5\n\x12NamePatientRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07patient\x18\x02 \x01(\t\"V\n\x13NamePatientResponse\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06sealed\x18\x03 \x01(\x04\x12\r\n\x05older\x18\x04 \x01(\x04\"E\n\x15\x44\x65stroyPatientRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\"&\n\x16\x44\x65stroyPatientResponse\x12\x0c\n\x04keys\x18\x01 \x01(\r2\xe1\x02\n\x12\x44\x65structionService\x12v\n\x11PermitDestruction\x12/.sealward.api.audit.v1.PermitDestructionRequest\x1a\x30.sealward.api.audit.v1.PermitDestructionResponse\x12\x64\n\x0bNamePatient\x12).sealward.api.audit.v1.NamePatientRequest\x1a*.sealward.api.audit.v1.NamePatientResponse\x12m\n\x0e\x44\x65stroyPatient\x12,.sealward.api.audit.v1.DestroyPatientRequest\x1a-.sealward.api.audit.v1.DestroyPatientResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PERMITDESTRUCTIONREQUEST']._serialized_end=169
   _globals['_PERMITDESTRUCTIONRESPONSE']._serialized_start=171
   _globals['_PERMITDESTRUCTIONRESPONSE']._serialized_end=198
-  _globals['_DESTRUCTIONSERVICE']._serialized_start=201
-  _globals['_DESTRUCTIONSERVICE']._serialized_end=341
+  _globals['_NAMEPATIENTREQUEST']._serialized_start=200
+  _globals['_NAMEPATIENTREQUEST']._serialized_end=253
+  _globals['_NAMEPATIENTRESPONSE']._serialized_start=255
+  _globals['_NAMEPATIENTRESPONSE']._serialized_end=341
+  _globals['_DESTROYPATIENTREQUEST']._serialized_start=343
+  _globals['_DESTROYPATIENTREQUEST']._serialized_end=412
+  _globals['_DESTROYPATIENTRESPONSE']._serialized_start=414
+  _globals['_DESTROYPATIENTRESPONSE']._serialized_end=452
+  _globals['_DESTRUCTIONSERVICE']._serialized_start=455
+  _globals['_DESTRUCTIONSERVICE']._serialized_end=808
 # @@protoc_insertion_point(module_scope)

@@ -70,3 +70,119 @@ class PermitDestructionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PermitDestructionResponse: _TypeAlias = PermitDestructionResponse  # noqa: Y015
+
+@_typing.final
+class NamePatientRequest(_message.Message):
+    """Names a patient."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    PATIENT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Tenant whose logs are meant; empty = the default one."""
+    patient: _builtins.str
+    """The patient reference."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        patient: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patient", b"patient", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamePatientRequest: _TypeAlias = NamePatientRequest  # noqa: Y015
+
+@_typing.final
+class NamePatientResponse(_message.Message):
+    """The patient has a name that says nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    OLDER_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    """`patient/<event id>`, for the statement."""
+    tenant: _builtins.str
+    """Tenant id."""
+    sealed: _builtins.int
+    """Events in the tenant's logs whose reference can be destroyed."""
+    older: _builtins.int
+    """Events from before patients had keys of their own: their reference is readable until their log
+    is purged.
+    """
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        sealed: _builtins.int = ...,
+        older: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["older", b"older", "resource", b"resource", "sealed", b"sealed", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamePatientResponse: _TypeAlias = NamePatientResponse  # noqa: Y015
+
+@_typing.final
+class DestroyPatientRequest(_message.Message):
+    """Asks to destroy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the destruction."""
+    tenant: _builtins.str
+    """Tenant id."""
+    resource: _builtins.str
+    """`patient/<event id>`."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        resource: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "resource", b"resource", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyPatientRequest: _TypeAlias = DestroyPatientRequest  # noqa: Y015
+
+@_typing.final
+class DestroyPatientResponse(_message.Message):
+    """They are gone from this service's stores. Their wrapped forms in backups open until the version of
+    the key-encryption key that they are under is destroyed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    keys: _builtins.int
+    """Keys that were destroyed."""
+    def __init__(
+        self,
+        *,
+        keys: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyPatientResponse: _TypeAlias = DestroyPatientResponse  # noqa: Y015

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DestructionServiceStub(object):
-    """What the log has to say about the destruction of keys: whether something has to be kept.
+    """What the log has to say about the destruction of keys: whether something has to be kept, and the
+    keys of patients' references, which this service keeps.
     """
 
     def __init__(self, channel):
@@ -40,16 +41,43 @@ class DestructionServiceStub(object):
                 request_serializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.PermitDestructionRequest.SerializeToString,
                 response_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.PermitDestructionResponse.FromString,
                 _registered_method=True)
+        self.NamePatient = channel.unary_unary(
+                '/sealward.api.audit.v1.DestructionService/NamePatient',
+                request_serializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.NamePatientRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.NamePatientResponse.FromString,
+                _registered_method=True)
+        self.DestroyPatient = channel.unary_unary(
+                '/sealward.api.audit.v1.DestructionService/DestroyPatient',
+                request_serializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.DestroyPatientRequest.SerializeToString,
+                response_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.DestroyPatientResponse.FromString,
+                _registered_method=True)
 
 
 class DestructionServiceServicer(object):
-    """What the log has to say about the destruction of keys: whether something has to be kept.
+    """What the log has to say about the destruction of keys: whether something has to be kept, and the
+    keys of patients' references, which this service keeps.
     """
 
     def PermitDestruction(self, request, context):
         """Asks whether keys may be destroyed; DESTRUCTION_HELD where a legal hold or the retention period
         covers what they open. Unless it only looks, the permission is recorded as audit.destroy-permit,
         and no hold is placed between the look and the record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NamePatient(self, request, context):
+        """Names a patient whose references are to be destroyed: the event audit.patient-name has the
+        reference, sealed, and everything else goes by the event's id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DestroyPatient(self, request, context):
+        """Destroys the keys of a patient's references in every log of the tenant. Recorded as
+        audit.patient-destroy. May be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +91,16 @@ def add_DestructionServiceServicer_to_server(servicer, server):
                     request_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.PermitDestructionRequest.FromString,
                     response_serializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.PermitDestructionResponse.SerializeToString,
             ),
+            'NamePatient': grpc.unary_unary_rpc_method_handler(
+                    servicer.NamePatient,
+                    request_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.NamePatientRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.NamePatientResponse.SerializeToString,
+            ),
+            'DestroyPatient': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroyPatient,
+                    request_deserializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.DestroyPatientRequest.FromString,
+                    response_serializer=sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.DestroyPatientResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'sealward.api.audit.v1.DestructionService', rpc_method_handlers)
@@ -72,7 +110,8 @@ def add_DestructionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DestructionService(object):
-    """What the log has to say about the destruction of keys: whether something has to be kept.
+    """What the log has to say about the destruction of keys: whether something has to be kept, and the
+    keys of patients' references, which this service keeps.
     """
 
     @staticmethod
@@ -92,6 +131,60 @@ class DestructionService(object):
             '/sealward.api.audit.v1.DestructionService/PermitDestruction',
             sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.PermitDestructionRequest.SerializeToString,
             sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.PermitDestructionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NamePatient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.audit.v1.DestructionService/NamePatient',
+            sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.NamePatientRequest.SerializeToString,
+            sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.NamePatientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroyPatient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealward.api.audit.v1.DestructionService/DestroyPatient',
+            sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.DestroyPatientRequest.SerializeToString,
+            sealward_dot_api_dot_audit_dot_v1_dot_destruction__pb2.DestroyPatientResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DestructionServiceStub:
-    """What the log has to say about the destruction of keys: whether something has to be kept."""
+    """What the log has to say about the destruction of keys: whether something has to be kept, and the
+    keys of patients' references, which this service keeps.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,10 +40,20 @@ class DestructionServiceStub:
     covers what they open. Unless it only looks, the permission is recorded as audit.destroy-permit,
     and no hold is placed between the look and the record.
     """
+    NamePatient: _grpc.UnaryUnaryMultiCallable[_destruction_pb2.NamePatientRequest, _destruction_pb2.NamePatientResponse]
+    """Names a patient whose references are to be destroyed: the event audit.patient-name has the
+    reference, sealed, and everything else goes by the event's id.
+    """
+    DestroyPatient: _grpc.UnaryUnaryMultiCallable[_destruction_pb2.DestroyPatientRequest, _destruction_pb2.DestroyPatientResponse]
+    """Destroys the keys of a patient's references in every log of the tenant. Recorded as
+    audit.patient-destroy. May be repeated.
+    """
 
 @_typing.type_check_only
 class DestructionServiceAsyncStub(DestructionServiceStub):
-    """What the log has to say about the destruction of keys: whether something has to be kept."""
+    """What the log has to say about the destruction of keys: whether something has to be kept, and the
+    keys of patients' references, which this service keeps.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PermitDestruction: _aio.UnaryUnaryMultiCallable[_destruction_pb2.PermitDestructionRequest, _destruction_pb2.PermitDestructionResponse]  # type: ignore[assignment]
@@ -49,9 +61,19 @@ class DestructionServiceAsyncStub(DestructionServiceStub):
     covers what they open. Unless it only looks, the permission is recorded as audit.destroy-permit,
     and no hold is placed between the look and the record.
     """
+    NamePatient: _aio.UnaryUnaryMultiCallable[_destruction_pb2.NamePatientRequest, _destruction_pb2.NamePatientResponse]  # type: ignore[assignment]
+    """Names a patient whose references are to be destroyed: the event audit.patient-name has the
+    reference, sealed, and everything else goes by the event's id.
+    """
+    DestroyPatient: _aio.UnaryUnaryMultiCallable[_destruction_pb2.DestroyPatientRequest, _destruction_pb2.DestroyPatientResponse]  # type: ignore[assignment]
+    """Destroys the keys of a patient's references in every log of the tenant. Recorded as
+    audit.patient-destroy. May be repeated.
+    """
 
 class DestructionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the log has to say about the destruction of keys: whether something has to be kept."""
+    """What the log has to say about the destruction of keys: whether something has to be kept, and the
+    keys of patients' references, which this service keeps.
+    """
 
     @_abc_1.abstractmethod
     def PermitDestruction(
@@ -62,6 +84,26 @@ class DestructionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Asks whether keys may be destroyed; DESTRUCTION_HELD where a legal hold or the retention period
         covers what they open. Unless it only looks, the permission is recorded as audit.destroy-permit,
         and no hold is placed between the look and the record.
+        """
+
+    @_abc_1.abstractmethod
+    def NamePatient(
+        self,
+        request: _destruction_pb2.NamePatientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_destruction_pb2.NamePatientResponse, _abc.Awaitable[_destruction_pb2.NamePatientResponse]]:
+        """Names a patient whose references are to be destroyed: the event audit.patient-name has the
+        reference, sealed, and everything else goes by the event's id.
+        """
+
+    @_abc_1.abstractmethod
+    def DestroyPatient(
+        self,
+        request: _destruction_pb2.DestroyPatientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_destruction_pb2.DestroyPatientResponse, _abc.Awaitable[_destruction_pb2.DestroyPatientResponse]]:
+        """Destroys the keys of a patient's references in every log of the tenant. Recorded as
+        audit.patient-destroy. May be repeated.
         """
 
 def add_DestructionServiceServicer_to_server(servicer: DestructionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
