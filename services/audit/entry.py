@@ -139,7 +139,7 @@ class PatientKeys(Protocol):
     """What seals patient references (services.audit.patients.Patients)."""
 
     def seal(self, event_id: bytes, pseudonym: str, reference: str) -> bytes:
-        """Return the attribute with the sealed reference; raise SealwardError or StoreError."""
+        """Return the attribute with the sealed reference; raise SealwardError."""
 
 
 class EntryMaker:

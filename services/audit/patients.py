@@ -121,12 +121,37 @@ class Patients:
         self._current: _Live | None = None
         self._next: _Live | None = None
         self._making_lock = threading.Lock()
+        self._closed = False
         self._read: OrderedDict[bytes, tuple[BranchKey, bytes]] = OrderedDict()
+
+    def prepare(self) -> None:
+        """Make the first pool in a thread of its own, so that the first patient does not wait."""
+        threading.Thread(target=self._ahead, name="patient-keys", daemon=True).start()
 
     # --- writing ------------------------------------------------------------------------------
 
     def seal(self, event_id: bytes, pseudonym: str, reference: str) -> bytes:
-        """Return the attribute with the sealed reference; raise SealwardError or StoreError."""
+        """Return the attribute with the sealed reference; raise SealwardError."""
+        try:
+            patient = self._ready(pseudonym)
+            head, cipher = patient.head, patient.cipher
+        except (SealwardError, StoreError) as error:
+            if not self._closed:
+                if isinstance(error, SealwardError):
+                    raise
+                raise SealwardError(
+                    Reason.AUDIT_UNAVAILABLE, "the audit log cannot be written", retry_after=1.0
+                ) from None
+            # The log has ended: whatever is made for it now is made anew for the next one. Should
+            # it be kept all the same, it is under a key that nobody has.
+            head, cipher = bytes(_SLOT_BYTES), AESGCM(secrets.token_bytes(KEY_BYTES))
+        value = head + cipher.encrypt(event_id, reference.encode(), head)
+        value = b"\x3a" + varint(len(value)) + value
+        pair = _KEY + varint(len(value)) + value
+        return b"\x4a" + varint(len(pair)) + pair
+
+    def _ready(self, pseudonym: str) -> _Patient:
+        """Return the patient's key; raise SealwardError when it may not be used, StoreError."""
         patient = self._known.get(pseudonym) or self._take(pseudonym)
         try:
             # The lease is asked each time: what was taken from the pool ends with it.
@@ -137,10 +162,7 @@ class Patients:
             # The pool was sealed anew meanwhile, because of somebody else in it.
             patient = self._take(pseudonym)
             patient.pool.branch.use()
-        value = patient.head + patient.cipher.encrypt(event_id, reference.encode(), patient.head)
-        value = b"\x3a" + varint(len(value)) + value
-        pair = _KEY + varint(len(value)) + value
-        return b"\x4a" + varint(len(pair)) + pair
+        return patient
 
     def _take(self, pseudonym: str) -> _Patient:
         while (patient := self._assigned(pseudonym)) is None:
@@ -174,7 +196,7 @@ class Patients:
             pool.free += 1
             pool.members.append(pseudonym)
             if PLACES - pool.free == _LOW and self._next is None:
-                threading.Thread(target=self._ahead, name="patient-keys", daemon=True).start()
+                self.prepare()
             return patient
 
     def _ahead(self) -> None:
@@ -185,6 +207,8 @@ class Patients:
 
     def _make(self) -> _Live:
         """Make a pool, durably; raise SealwardError or StoreError."""
+        if self._closed:
+            raise SealwardError(Reason.DRAINING, "the log has ended")
         pool_id, keys = secrets.token_bytes(_POOL_BYTES), secrets.token_bytes(PLACES * KEY_BYTES)
         with self._wrapping:
             branch, values = self._sealed(pool_id, keys)
@@ -327,8 +351,9 @@ class Patients:
         return destroyed
 
     def close(self) -> None:
-        """Forget every key."""
+        """Forget every key; nothing is sealed any more."""
         with self._lock:
+            self._closed = True
             for pool_id in list(self._pools):
                 self._forget_pool(pool_id)
             while self._read:

@@ -243,6 +243,7 @@ class LiveShard:
 
     def start(self) -> None:
         """Begin to publish and to index."""
+        self.patients.prepare()
         self.publisher.start()
         self.indexer.start()
 

@@ -22,6 +22,7 @@ from sealward.tlog.leaf import PREFIX_SIZE
 from services.audit import patients as module
 from services.audit.entry import EntryMaker
 from services.audit.patients import PLACES, Patients, Slot, find, slot_of
+from services.audit.store import StoreFullError
 from tests.support.audit_suite import Branch, Ring, Suite, open_suite
 
 
@@ -256,3 +257,26 @@ def test_a_pool_that_is_gone_or_of_another_log_is_broken(suite: Suite, tmp_path:
     with pytest.raises(SealwardError) as caught:
         suite.patients.reveal(leaf[1:17], inside)
     assert caught.value.reason is Reason.SEAL_BROKEN
+
+
+def test_for_a_log_that_has_ended_nothing_is_written_and_nobody_fails(suite: Suite) -> None:
+    """What is made while logs turn is made anew for the next one."""
+    appended(suite, "A")
+    before = suite.store.names("patient/")
+    suite.patients.close()
+    made = suite.entry(patient="A")
+    assert find(made.span) is not None
+    assert b"A" not in made.span[-26:]
+    assert suite.store.names("patient/") == before
+
+
+def test_a_store_that_cannot_be_written_is_told_as_such(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_values: Iterable[tuple[str, bytes]]) -> None:
+        raise StoreFullError("full")
+
+    monkeypatch.setattr(suite.store, "put", full)
+    with pytest.raises(SealwardError) as caught:
+        suite.entry(patient="A")
+    assert caught.value.reason is Reason.AUDIT_UNAVAILABLE

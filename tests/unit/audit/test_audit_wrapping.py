@@ -144,6 +144,7 @@ def test_every_log_is_looked_through(turning: Turning) -> None:
         assert all(answer.confirmed for answer in answers.values())
         assert {name.partition("/")[2] for name in answers} == {
             "audit-index",
+            "audit-patient",
             "audit-segment",
             "log-signing",
         }
