@@ -53,6 +53,8 @@ FINAL_COSIGNED = "final/cosigned"
 FINAL_COSE = "final/cose"
 """What its key signed of the final root for COSE receipts (sealward.tlog.cose.sign_root)."""
 
+_CLOSINGS = 3
+
 State = Literal["current", "frozen", "archived", "purged"]
 
 
@@ -310,11 +312,13 @@ class PastShard:
 
     def find(self, event_ids: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
         """As LogStore.find. Raise StoreError."""
-        try:
-            return self.store.find(event_ids)
-        except StoreError:
-            # It may have been closed between the two, as by an archiving.
-            return self.store.find(event_ids)
+        for _ in range(_CLOSINGS):
+            try:
+                return self.store.find(event_ids)
+            except StoreError:
+                # It may have been closed between the two, as by an archiving, which does so twice.
+                continue
+        return self.store.find(event_ids)
 
     def _read(self, store: LogStore) -> None:
         origin, final, ended = (store.get(n) for n in ("origin", FINAL, FINAL_TIME))

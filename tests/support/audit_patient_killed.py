@@ -51,7 +51,7 @@ def killed_at(folder: Path, step: int) -> None:
         backend.step()
         return real(indexer, *arguments)
 
-    Indexer.rebuild = rebuild  # type: ignore[method-assign]
+    Indexer.rebuild = rebuild  # type: ignore[method-assign, assignment]
     backend.armed = True
     destruction(logs).destroy("default", GONE)
     backend.armed = False
