@@ -205,12 +205,18 @@ def _mount(folder: Path, *, journal: bool) -> None:
     for command in (
         ["mount", "-t", "tmpfs", "-o", "size=12m", "none", back],
         ["truncate", "-s", "64M", back / "image"],
-        ["mkfs.ext4", "-q", "-F", *options, back / "image"],
+        ["mkfs.ext4", "-q", "-F", "-b", "4096", *options, back / "image"],
         ["mount", "-o", "loop,errors=continue", back / "image", folder / "disk"],
     ):
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:
             raise SystemExit(f"mount: {command[0]}")
+    found = subprocess.run(
+        ["findmnt", "-no", "SOURCE", folder / "disk"], capture_output=True, text=True, check=True
+    )
+    # A loop device calls a request done of which it wrote a part: none is more than a page, then.
+    device = Path("/sys/block", Path(found.stdout.strip()).name, "queue/max_sectors_kb")
+    device.write_text("4")
 
 
 def _fill(path: Path) -> None:
