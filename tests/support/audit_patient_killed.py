@@ -26,7 +26,7 @@ GONE, STAYS = "MRN-GONE", "MRN-STAYS"
 assert len(GONE) < MAX_PATIENT_BYTES
 
 
-def destruction(logs: Logs) -> PatientDestruction:
+def destruction(logs: Logs, years: int = 0) -> PatientDestruction:
     """What destroys a patient's keys in these logs."""
     clock = SteadyClock()
     holds = Holds(logs.shards)
@@ -34,7 +34,7 @@ def destruction(logs: Logs) -> PatientDestruction:
         logs.shards, logs.parts.backend, holds, structlog.stdlib.get_logger(), years=10, clock=clock
     )
     return PatientDestruction(
-        logs.rollover, retention, holds, threading.Lock(), years=0, clock=clock
+        logs.rollover, retention, holds, threading.Lock(), years=years, clock=clock
     )
 
 
