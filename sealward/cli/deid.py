@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealward.cli.acting import Acting, As
+from sealward.cli.errors import CliError
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, table
 from sealward.cli.suite import Suite
@@ -50,11 +51,16 @@ def reidentify(
     directory: Dir = DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Say whom a code stands for: a privacy-officer's, recorded with the patient."""
+    """Say whom a code stands for: a privacy-officer's (--as), recorded with the patient."""
     from sealward.api.gateway.v1 import deid_pb2 as pb
 
-    with _codes(directory, acting, "leading the code back") as (stub, more):
-        found = stub.Reidentify(pb.ReidentifyRequest(project=project, code=code), **more)
+    try:
+        with _codes(directory, acting, "leading the code back") as (stub, more):
+            found = stub.Reidentify(pb.ReidentifyRequest(project=project, code=code), **more)
+    except CliError as error:
+        if error.details.get("reason") == "IDENTITY_FORBIDDEN":
+            error.advice = "as a privacy-officer: --as NAME"
+        raise
     item = found.item
     value = {
         "project": project, "code": code, "kind": item.kind, "identifier": item.identifier,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sealward.client.verify import Proof
 
 _LARGEST_INPUT = 256 << 20
+# The same advice for emergency access that is over as for none: a login opens no other.
+_AGAIN = "sealward access break-glass --user {} --patient REFERENCE --reason CODE"
+_OVER = frozenset({"SESSION_INVALID", "SESSION_EXPIRED"})
 
 
 def infer(
@@ -91,7 +94,12 @@ def predict(
     suite.require_running()
     request = request_from_json(model, text, version).SerializeToString()
     with Caller(suite, user, token=_emergency(suite, user) if break_glass else "") as caller:
-        answer = caller.ask(request, purpose=purpose, patient=patient, timeout=timeout)
+        try:
+            answer = caller.ask(request, purpose=purpose, patient=patient, timeout=timeout)
+        except CliError as error:
+            if break_glass and error.details.get("reason") in _OVER:
+                error.advice = _AGAIN.format(user)
+            raise
     return {
         **response_to_json(ModelInferResponse.FromString(answer.response)),
         "event_id": answer.proof.event_id,
@@ -189,7 +197,7 @@ def _emergency(suite: Suite, user: str) -> str:
     except FileNotFoundError:
         raise CliError(
             f"{user} has no emergency access",
-            advice=f"sealward access break-glass --user {user} --patient REFERENCE --reason CODE",
+            advice=_AGAIN.format(user),
             reason="SESSION_MISSING",
         ) from None
 

@@ -17,7 +17,7 @@ import typer
 
 from sealward.cli.errors import CliError, Exit, unavailable, usage
 from sealward.cli.options import DEFAULT, Dir, Json
-from sealward.cli.output import emit
+from sealward.cli.output import check_folder, emit
 from sealward.cli.processes import PKCS11_MODULE, services_roots
 from sealward.cli.suite import Suite, write_private
 
@@ -240,8 +240,7 @@ def _create(suite: Suite, to: Path, *, confirm: bool = True) -> dict[str, Any]:
     from sealward.cli.connect import CALL_SECONDS, Admin
     from sealward.cli.rpc import calling
 
-    if not os.access(to.parent, os.W_OK):
-        raise usage(f"{to} cannot be written")
+    check_folder(to)
     with calling("backing up"), Admin(suite).channel("keys") as channel:
         stub = BackupServiceStub(channel)
         answer = stub.CreateBackup(backup_pb2.CreateBackupRequest(), timeout=CALL_SECONDS)

@@ -334,7 +334,7 @@ def _text(result: dict[str, Any]) -> str:
             versions = ", ".join(map(str, row["versions"]))
             lines.append(f"{row['tenant']}/{row['purpose']}: {what}: version {versions}")
     if result["retirable"]:
-        lines.append("destroy them: sealward keys rewrap --retire")
+        lines.append("destroy them, once no backup needs them: sealward keys rewrap --retire")
     for row in result["needed"]:
         who = row["holder"] or "nobody"
         lines.append(f"{row['tenant']}/{row['purpose']}: {who} has not let go of old versions")

@@ -34,7 +34,18 @@ def check_writable(file: Path) -> None:
     """Raise CliError for a file to write that is a folder, or whose folder cannot be written to."""
     if file.is_dir():
         raise usage(f"{file} is a folder", "name a file")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if file.exists():
+        if not os.access(file, os.W_OK):
+            raise usage(f"{file} cannot be written")
+    else:
+        check_folder(file)
+
+
+def check_folder(file: Path) -> None:
+    """Raise CliError when the folder that a new file goes into is not there, or is closed."""
+    if not file.parent.is_dir():
+        raise usage(f"there is no folder {file.parent}", "make it first, or name another file")
+    if not os.access(file.parent, os.W_OK):
         raise usage(f"{file} cannot be written")
 
 

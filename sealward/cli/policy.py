@@ -308,6 +308,12 @@ def diff(
         ],
         empty=f"no difference in {answer.compared} questions",
     )  # fmt: skip
+    for what, ids in (("added", answer.added), ("removed", answer.removed)):
+        if ids:
+            line(f"{what}: {', '.join(ids)}")
+    if answer.before != answer.after:
+        line("not asked: parameters of memberships, grants, second factors, breaking the glass;")
+        line("  for these: sealward policy explain --policy FILE --parameter ROLE.NAME=VALUE …")
 
 
 @app.command()

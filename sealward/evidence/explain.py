@@ -151,6 +151,8 @@ def for_patient(event: Event, card: Card | None) -> Page:
         what = (
             "Somebody asked for an answer about you. It could not be given; nothing was given out."
         )
+    elif event.type == "session.break-glass":
+        what = "Emergency access to you was opened. What was done under it has records of its own."
     elif event.type != "inference.predict":
         what = "Your record was used."
     lines = [
@@ -165,6 +167,8 @@ def for_patient(event: Event, card: Card | None) -> Page:
         listed = (
             "Yes: it was for something else than treatment, payment or running the organization."
             if is_disclosure(event)
+            else "No: by itself it gave nothing out."
+            if event.type == "session.break-glass"
             else "No: treatment, payment, running the organization and your own wish are left out."
         )
         lines.append(("In your accounting of disclosures", listed))

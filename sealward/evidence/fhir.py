@@ -124,9 +124,9 @@ def is_disclosure(event: Event) -> bool:
     """True when patient data went out in a way that an accounting has to list.
 
     Reading the audit is an operation of its own (auditing, 45 CFR 164.501); handing events out of
-    the suite is not.
+    the suite is not. Breaking the glass hands nothing out: each call under it is an event.
     """
-    if event.outcome != "ok" or not event.patient:
+    if event.outcome != "ok" or not event.patient or event.type == "session.break-glass":
         return False
     if event.type.startswith("audit."):
         return event.type == "audit.export"

@@ -69,3 +69,4 @@ def test_breaking_the_glass(suite: RunningSuite, tmp_path: Path) -> None:
     suite.sealward("session", "revoke", opened["session_id"])
     error = suite.sealward(*ask, "--patient", PATIENT, "--break-glass", code=1)["error"]
     assert error["reason"] == "SESSION_INVALID"
+    assert error["advice"].startswith("sealward access break-glass --user emergency-eve ")

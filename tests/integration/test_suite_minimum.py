@@ -123,6 +123,7 @@ def test_codes_of_a_project_lead_back_for_the_privacy_officer_alone(
     for who in ((), ("--as", name), ("--as", suite.user("min-sam", "security-admin"))):
         refused = suite.sealward("deid", "reidentify", "registry", code, *who, code=1)
         assert refused["error"]["reason"] in ("IDENTITY_FORBIDDEN", "POLICY_DENIED")
+        assert who or refused["error"]["advice"] == "as a privacy-officer: --as NAME"
     error = suite.sealward("deid", "reidentify", "other-study", code, "--as", pia, code=1)
     assert error["error"]["reason"] == "NOT_FOUND"
 

@@ -38,6 +38,13 @@ def filled(param: typer.CallbackParam, value: str | None) -> str | None:
     return value
 
 
+def known_pattern(value: str) -> str:
+    """Refuse a pattern that nothing is found by: an empty answer would be taken for none."""
+    if "*" in value and ("*" in value[:-1] or not value.endswith(".*")):
+        raise usage("--type is a whole event type, or its beginning and `.*`", "as keys.*")
+    return value
+
+
 SECONDS = 120.0
 """How long a report may take."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealward.cli.audit.asking import ReceiptsTo, Tenant, filled, write_receipts
+from sealward.cli.audit.asking import ReceiptsTo, Tenant, filled, known_pattern, write_receipts
 from sealward.cli.audit.common import Event, Limit, event_id
 from sealward.cli.errors import CliError, Exit
 from sealward.cli.options import DEFAULT, Dir, Json
@@ -49,7 +49,8 @@ def query(
     model: Annotated[str, typer.Option("--model", help="Model name.")] = "",
     outcome: Annotated[Outcome | None, typer.Option("--outcome", help="How it ended.")] = None,
     event_type: Annotated[
-        str, typer.Option("--type", help="Event type, whole or ending in `.*`.")
+        str,
+        typer.Option("--type", help="Event type, whole or ending in `.*`.", callback=known_pattern),
     ] = "",
     since: Annotated[str, typer.Option("--since", help="From then on: 2h, 7d, ISO time.")] = "",
     until: Annotated[str, typer.Option("--until", help="Before then.")] = "",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealward.cli.audit.asking import filled
+from sealward.cli.audit.asking import filled, known_pattern
 from sealward.cli.audit.common import event_id
 from sealward.cli.audit.events import Outcome
 from sealward.cli.errors import CliError, unreadable, usage
@@ -68,7 +68,8 @@ def export(
     outcome: Annotated[Outcome | None, typer.Option("--outcome", help="How it ended.")] = None,
     purpose: Annotated[str, typer.Option("--purpose", help="Purpose of use.")] = "",
     event_type: Annotated[
-        str, typer.Option("--type", help="Event type, whole or ending in `.*`.")
+        str,
+        typer.Option("--type", help="Event type, whole or ending in `.*`.", callback=known_pattern),
     ] = "",
     since: Annotated[str, typer.Option("--since", help="From then on: 2h, 7d, ISO time.")] = "",
     until: Annotated[str, typer.Option("--until", help="Before then.")] = "",

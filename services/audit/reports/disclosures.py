@@ -32,6 +32,7 @@ OWN_REQUEST = frozenset({"PATRQT"})
 NOT_ACCOUNTED = TREATMENT | PAYMENT | OPERATIONS | OWN_REQUEST
 
 _EXPORT = "audit.export"
+_BREAK_GLASS = "session.break-glass"
 _MOST_EVENTS = 100
 SUSPENSION = "audit.suspend"
 
@@ -76,10 +77,10 @@ def is_disclosure(found: Found) -> bool:
     """Tell whether an event belongs into the accounting.
 
     Reading the audit is an operation of its own (auditing, 164.501); handing events out of the
-    suite is not.
+    suite is not. Breaking the glass hands nothing out: each call under it has a row of its own.
     """
     row = found.row
-    if row.outcome != "ok":
+    if row.outcome != "ok" or row.type == _BREAK_GLASS:
         return False
     if row.type.startswith("audit."):
         return row.type == _EXPORT

@@ -74,6 +74,16 @@ def test_a_refused_call_discloses_nothing_but_is_an_access() -> None:
     assert len(accounted(*events, access=True)) == 4
 
 
+def test_breaking_the_glass_discloses_nothing_but_is_an_access() -> None:
+    events = [
+        found(1, actor="eve", type="session.break-glass"),
+        found(2, actor="eve", purpose="ETREAT"),
+        found(3, actor="eve", purpose="HLEGAL"),
+    ]
+    assert accounted(*events) == [("eve", "HLEGAL", 1)]
+    assert len(accounted(*events, access=True)) == 3
+
+
 def test_repeated_disclosures_are_summed_up() -> None:
     events = [
         found(n, NOW + n, actor="ada", purpose="HRESCH", model="m", data_category="lab")

@@ -44,6 +44,13 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert sealward(*arguments).returncode == 2
 
 
+@pytest.mark.parametrize("pattern", ["keys.destroy*", "*", "*.read", "keys.*.*", "key*.*"])
+def test_a_pattern_that_would_find_nothing_is_wrong_usage(pattern: str) -> None:
+    done = sealward("audit", "query", "--type", pattern)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "try: as keys.*" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
