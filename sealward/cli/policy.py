@@ -60,13 +60,14 @@ def show(
         "proposals": [_bundle(found) for found in answer.proposals],
         "fixed": answer.fixed,
     }
-    waiting = "".join(
-        f"\n// proposed by {p.proposed_by}: version {p.version}, {p.digest}"
-        for p in answer.proposals
-    )
-    origin = "the operator's file" if answer.fixed else f"version {answer.active.version}"
-    text = f"// {origin}, {answer.active.digest}{waiting}\n{answer.active.text}"
-    emit(value, as_json=as_json, text=text.rstrip("\n"))
+    if not as_json:
+        # Not into the set: a file made of it would go on to say what was so once.
+        origin = "the operator's file" if answer.fixed else f"version {answer.active.version}"
+        line(f"{origin}, {answer.active.digest}", err=True)
+        for found in answer.proposals:
+            said = f"proposed by {found.proposed_by}: version {found.version}, {found.digest}"
+            line(said, err=True)
+    emit(value, as_json=as_json, text=answer.active.text.removesuffix("\n"))
 
 
 @app.command("list")
@@ -308,12 +309,8 @@ def diff(
         ],
         empty=f"no difference in {answer.compared} questions",
     )  # fmt: skip
-    for what, ids in (("added", answer.added), ("removed", answer.removed)):
-        if ids:
-            line(f"{what}: {', '.join(ids)}")
-    if answer.before != answer.after:
-        line("not asked: parameters of memberships, grants, second factors, breaking the glass;")
-        line("  for these: sealward policy explain --policy FILE --parameter ROLE.NAME=VALUE …")
+    for said in _beside_the_table(answer):
+        line(said)
 
 
 @app.command()
@@ -449,8 +446,28 @@ def _explained(answer: pb.ExplainPolicyResponse) -> str:
     if answer.changes:
         other = "refused" if answer.permitted else "permitted"
         lines.append(f"it would be {other} with one of:")
-        lines += [f"  {change.what} {change.value}  ({change.rule})" for change in answer.changes]
+        alike: dict[tuple[str, str], list[str]] = {}
+        for change in answer.changes:
+            alike.setdefault((change.what, change.rule), []).append(change.value)
+        lines += [
+            f"  {what} {', '.join(values)}  ({rule})" for (what, rule), values in alike.items()
+        ]
     return "\n".join(lines)
+
+
+def _beside_the_table(answer: pb.DiffPolicyResponse) -> list[str]:
+    """Say what a set has that no question asks about: no difference may be taken for none."""
+    lines = [
+        f"{what}: {', '.join(ids)}"
+        for what, ids in (("added", answer.added), ("removed", answer.removed))
+        if ids
+    ]
+    if answer.before != answer.after:
+        lines += [
+            "not asked: parameters of memberships, grants, second factors, breaking the glass;",
+            "  for these: sealward policy explain --policy FILE --parameter ROLE.NAME=VALUE …",
+        ]
+    return lines
 
 
 def _parameters(items: Iterable[str]) -> dict[str, str]:

@@ -26,7 +26,8 @@ _PASSED_ON = frozenset(
 )  # fmt: skip
 _TEXTS = {
     Reason.DESTRUCTION_HELD: "a legal hold or the retention period covers what would be unreadable:"
-    " sealward audit hold list, sealward audit logs list",
+    " sealward audit hold list, sealward audit logs list; events about a patient are kept"
+    " SEALWARD_AUDIT_PATIENT_YEARS",
     Reason.NOT_FOUND: "audit knows no such tenant or patient",
 }
 
