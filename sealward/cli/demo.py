@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -78,7 +79,8 @@ def demo(
         report = _demonstrate(suite, Report(ready_seconds=started.seconds), quiet=as_json)
         if keep and not report.problems:
             _finish(report, began, as_json=as_json)
-            _say(as_json, f"\nThe suite stays up. Try: sealward status --dir {directory}")
+            _say(as_json, "\nThe suite stays up. Try, in another terminal:")
+            _say(as_json, f"  {_called()} status --dir {directory}")
             with suppress(KeyboardInterrupt):
                 started.wait()
             return
@@ -170,3 +172,9 @@ def _sign_in(suite: Suite, user: str, role: str) -> None:
         add_user(suite, user, [role], password)
         write_private(file, password.encode("ascii"))
     start_session(suite, user, file.read_text(encoding="ascii"))
+
+
+def _called() -> str:
+    """Return the command as this one was called: a fresh clone has it in .venv/bin alone."""
+    name = Path(sys.argv[0])
+    return str(name) if name.name == "sealward" else "sealward"

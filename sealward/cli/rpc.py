@@ -21,12 +21,13 @@ _UNAVAILABLE = frozenset(
 
 ADVICE: Mapping[str, str] = {
     "SESSION_MISSING": "log in: sealward login --user NAME",
-    "SESSION_INVALID": "log in again: sealward login --user NAME",
-    "SESSION_EXPIRED": "log in again: sealward login --user NAME",
+    "SESSION_INVALID": "log in again: sealward login --user NAME, sealward client token PROGRAM",
+    "SESSION_EXPIRED": "log in again: sealward login --user NAME, sealward client token PROGRAM",
     "SESSION_CERTIFICATE_MISMATCH": "use the token with the certificate that logged in",
     "PASSWORD_CHANGE_REQUIRED": "add --new-password-file FILE",
     "SECOND_FACTOR_REQUIRED": "add --code CODE",
-    "STEP_UP_REQUIRED": "sealward factor step-up --user NAME --code CODE",
+    "STEP_UP_REQUIRED": "sealward factor step-up --user NAME --code CODE; without a factor yet:"
+    " sealward factor begin --user NAME",
     "POLICY_CHANGED": "see sealward policy show, then propose it again",
     "PURPOSE_REQUIRED": "name the purpose of use: --purpose TREAT",
     "PURPOSE_UNKNOWN": "use an HL7 v3 PurposeOfUse code such as TREAT",

@@ -77,7 +77,14 @@ def revoke(
             gw.RevokeSessionsRequest(session_id=session, user=user, all=everybody),
             timeout=CALL_SECONDS,
         )
-    emit({"revoked": answer.revoked}, as_json=as_json, text=f"sessions ended: {answer.revoked}")
+    emit({"revoked": answer.revoked}, as_json=as_json, text=_ended(answer.revoked, session or user))
+
+
+def _ended(count: int, name: str) -> str:
+    """Say how many; of none that somebody named, that a wrong name would read the same."""
+    if count or not name:
+        return f"sessions ended: {count}"
+    return f"sessions ended: 0; none of {name} was open: compare with sealward session list"
 
 
 def _time(seconds: int) -> str:

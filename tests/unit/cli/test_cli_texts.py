@@ -1,9 +1,15 @@
-"""What people read of a policy: nothing is left unsaid, and nothing said fifty times."""
+"""What people read: nothing is left unsaid, and nothing said fifty times."""
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+
 from sealward.api.gateway.v1 import policy_pb2 as pb
+from sealward.cli.demo import _called
 from sealward.cli.policy import _beside_the_table, _explained
+from sealward.cli.session import _ended
 
 
 def test_a_set_that_differs_in_nothing_that_is_asked_is_not_called_the_same() -> None:
@@ -27,3 +33,23 @@ def test_changes_that_turn_the_answer_alike_are_one_line() -> None:
         "  purpose BTG, GOV  (default-deny)",
         "  purpose TREAT  (no-treat)",
     ]
+
+
+def test_a_session_that_was_not_open_is_not_read_as_one_that_was_ended() -> None:
+    assert _ended(1, "c2e0") == "sessions ended: 1"
+    assert "none of c2e0 was open" in _ended(0, "c2e0")
+    assert _ended(0, "") == "sessions ended: 0"
+
+
+@pytest.mark.parametrize(
+    ("as_called", "named"),
+    [
+        (".venv/bin/sealward", ".venv/bin/sealward"), ("/usr/bin/sealward", "/usr/bin/sealward"),
+        ("/src/sealward/cli/main.py", "sealward"),
+    ],
+)  # fmt: skip
+def test_the_demonstration_names_a_command_that_is_there(
+    as_called: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [as_called, "demo"])
+    assert _called() == named
