@@ -158,7 +158,9 @@ def test_reading_past_the_end_is_an_error_and_not_less(bench: Bench) -> None:
             read(7, 9)
 
 
+@pytest.mark.parametrize("bench", ["postgres"], indirect=True)
 def test_a_batch_is_stored_whole_or_not_at_all(bench: Bench) -> None:
+    """Of the embedded store's batches, whose ids its one writer has looked up, see entry files."""
     store = bench.store()
     writer = Writer(store)
     writer.append(4)

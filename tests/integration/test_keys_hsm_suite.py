@@ -23,7 +23,7 @@ def test_to_the_token_through_a_loss_and_back(
     recipients = tmp_path / "recipients"
     recipients.write_text(str(pyrage.x25519.Identity.from_str(recovery).to_public()))
     common = {"SEALWARD_KEYS_RECOVERY_RECIPIENTS_FILE": str(recipients)}
-    suite = RunningSuite(tmp_path / "data", common)
+    suite = RunningSuite(tmp_path / "data", common, provider="embedded")
     try:
         suite.up()
         name = suite.user("ada")
@@ -81,7 +81,7 @@ def test_a_token_that_is_not_there_refuses_the_start_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = SoftHsm(tmp_path / "hsm", monkeypatch.setenv)
-    suite = RunningSuite(tmp_path / "data", token.settings(token.make("root")))
+    suite = RunningSuite(tmp_path / "data", token.settings(token.make("root")), provider="embedded")
     try:
         suite.up()
         keystore = suite.suite.root / "keys" / "keystore"

@@ -27,7 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSuite]:
         f"# in the safe\n{pyrage.x25519.Identity.from_str(RECOVERY).to_public()}\n"
     )
     settings = {"SEALWARD_KEYS_RECOVERY_RECIPIENTS_FILE": str(recipients)}
-    with running(folder / "data", settings) as suite:
+    with running(folder / "data", settings, provider="embedded") as suite:
         yield suite
 
 
@@ -145,7 +145,7 @@ def test_another_machine_with_the_recovery_identity(site: RunningSuite, tmp_path
     answer = backed_up(site, file)
     identity = tmp_path / "identity"
     write_private(identity, RECOVERY.encode())
-    other = RunningSuite(tmp_path / "elsewhere", {})
+    other = RunningSuite(tmp_path / "elsewhere", {}, provider="embedded")
     without = ("keys", "restore", "--from", str(file))
     assert "does not hold it" in other.sealward(*without, code=2)["error"]["message"]
     done = other.sealward(*without, "--recovery-identity", str(identity))
@@ -166,7 +166,7 @@ def test_another_machine_with_the_recovery_identity(site: RunningSuite, tmp_path
         other.down()
         shutil.rmtree(tmp_path / "elsewhere")
     # A drill on a machine without a suite says that it was not recorded.
-    nowhere = RunningSuite(tmp_path / "nowhere", {})
+    nowhere = RunningSuite(tmp_path / "nowhere", {}, provider="embedded")
     drill = nowhere.sealward(
         "keys", "drill", "--from", str(file), "--recovery-identity", str(identity)
     )
