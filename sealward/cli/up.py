@@ -349,13 +349,24 @@ def _await_ready(started: Started, began: float, *, quiet: bool) -> Material:
             if time.monotonic() - began > READY_SECONDS:
                 missing = [name for name in SERVICES if name not in watch.serving]
                 raise unavailable(
-                    f"not ready after {READY_SECONDS:.0f} s: {', '.join(missing)}",
+                    f"not ready after {READY_SECONDS:.0f} s: {_why_not(suite, missing)}",
                     f"see {suite.logs}",
                 )
         started.check_alive()
         return watch.result()
     finally:
         watch.stop.set()
+
+
+def _why_not(suite: Suite, missing: list[str]) -> str:
+    """Name the services, and of one that ended in this start what it said."""
+    children = suite.state().get("processes", {})
+    told = []
+    for name in missing:
+        began_anew = children.get(name, {}).get("restarts", 0) > 0
+        reason = last_refusal(suite.logs / f"{name}.log")[1] if began_anew else ""
+        told.append(f"{name} ({reason})" if reason else name)
+    return ", ".join(told)
 
 
 def _check_children(suite: Suite) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from sealward.api.gateway.v1 import policy_pb2 as pb
 from sealward.cli.demo import _called
 from sealward.cli.policy import _beside_the_table, _explained
 from sealward.cli.session import _ended
+from sealward.cli.suite import Suite
+from sealward.cli.up import _why_not
 
 
 def test_a_set_that_differs_in_nothing_that_is_asked_is_not_called_the_same() -> None:
@@ -53,3 +57,19 @@ def test_the_demonstration_names_a_command_that_is_there(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [as_called, "demo"])
     assert _called() == named
+
+
+def test_a_start_that_takes_too_long_says_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = Suite.at(tmp_path)
+    suite.logs.mkdir()
+    said = json.dumps({"event": "start.refused", "reason": "waited in vain for sessions"})
+    for name in ("gateway", "audit"):
+        (suite.logs / f"{name}.log").write_text(f"{said}\n")
+    processes = {"gateway": {"restarts": 1}, "audit": {"restarts": 0}}
+    monkeypatch.setattr(Suite, "state", lambda _suite: {"processes": processes})
+    # What audit's log says is of an earlier start.
+    assert _why_not(suite, ["gateway", "audit", "keys"]) == (
+        "gateway (waited in vain for sessions), audit, keys"
+    )
