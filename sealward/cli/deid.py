@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealward.cli.acting import Acting, As
-from sealward.cli.errors import CliError
+from sealward.cli.errors import CliError, usage
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, table
 from sealward.cli.suite import Suite
@@ -71,10 +71,21 @@ def reidentify(
 
 @app.command()
 def drop(
-    project: ProjectName, acting: As = "", directory: Dir = DEFAULT, as_json: Json = False
+    project: ProjectName,
+    confirm: Annotated[
+        str, typer.Option("--confirm", metavar="PROJECT", help="The project's name once more.")
+    ] = "",
+    acting: As = "",
+    directory: Dir = DEFAULT,
+    as_json: Json = False,
 ) -> None:
     """Destroy a project's table: nobody leads its codes back after that."""
     from sealward.api.gateway.v1 import deid_pb2 as pb
+
+    if confirm != project:
+        raise usage(
+            "dropping a project makes its codes codes of nobody for good", f"--confirm {project}"
+        )
 
     with _codes(directory, acting, "dropping the project") as (stub, more):
         codes = stub.DropProject(pb.DropProjectRequest(project=project), **more).codes

@@ -18,7 +18,7 @@ from typing import Any
 
 from sealward.evidence.event import Event
 from sealward.evidence.fhir import instant, is_disclosure
-from sealward.evidence.purposes import in_words
+from sealward.evidence.purposes import INSIDE, in_words
 from sealward.kit import attributes as names
 from sealward.tlog.leaf import NO_BINDING, parse_leaf
 from sealward.tlog.merkle import leaf_hash
@@ -168,7 +168,7 @@ def for_patient(event: Event, card: Card | None) -> Page:
             "Yes: it was for something else than treatment, payment or running the organization."
             if is_disclosure(event)
             else "No: by itself it gave nothing out."
-            if event.type == "session.break-glass"
+            if event.type in INSIDE
             else "No: treatment, payment, running the organization and your own wish are left out."
         )
         lines.append(("In your accounting of disclosures", listed))

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sealward.evidence.event import Event
-from sealward.evidence.purposes import NOT_ACCOUNTED, WORDS
+from sealward.evidence.purposes import INSIDE, NOT_ACCOUNTED, WORDS
 from sealward.evidence.purposes import SYSTEM as PURPOSES
 from sealward.kit import attributes as names
 
@@ -124,9 +124,10 @@ def is_disclosure(event: Event) -> bool:
     """True when patient data went out in a way that an accounting has to list.
 
     Reading the audit is an operation of its own (auditing, 45 CFR 164.501); handing events out of
-    the suite is not. Breaking the glass hands nothing out: each call under it is an event.
+    the suite is not. Breaking the glass hands nothing out: each call under it is an event. Leading
+    a code back tells a privacy officer of the house, and nobody outside.
     """
-    if event.outcome != "ok" or not event.patient or event.type == "session.break-glass":
+    if event.outcome != "ok" or not event.patient or event.type in INSIDE:
         return False
     if event.type.startswith("audit."):
         return event.type == "audit.export"

@@ -77,6 +77,9 @@ WORDS: Mapping[str, str] = MappingProxyType(
 )
 """Code → HL7's display."""
 
+INSIDE = frozenset({"session.break-glass", "deid.reidentify"})
+"""Events about a patient that by themselves give nothing to anybody outside."""
+
 NOT_ACCOUNTED = frozenset(
     {
         # Treatment

@@ -130,7 +130,9 @@ def test_codes_of_a_project_lead_back_for_the_privacy_officer_alone(
     table = next(suite.suite.root.rglob("deid.db"))
     for file in table.parent.glob("deid.db*"):
         assert pseudonym.encode() not in file.read_bytes()
-    assert suite.sealward("deid", "drop", "registry")["codes"] >= len(first)
+    suite.sealward("deid", "drop", "registry", code=2)
+    dropped = suite.sealward("deid", "drop", "registry", "--confirm", "registry")
+    assert dropped["codes"] >= len(first)
     gone = suite.sealward("deid", "reidentify", "registry", code, "--as", pia, code=1)
     assert gone["error"]["reason"] == "NOT_FOUND"
     for file in table.parent.glob("deid.db*"):
