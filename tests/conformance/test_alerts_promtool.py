@@ -147,9 +147,12 @@ def test_promtool_takes_the_rules(promtool: str) -> None:
 def test_each_alarm_fires(promtool: str, tmp_path: Path) -> None:
     assert set(FIRING) == set(rules())
     late = dict.fromkeys(
-        ("AuditClock", "AuditLogNotTurned", "KeysBackupOld", "KeysBackupBehind", "KeysDrillOld"),
+        (
+            "AuditClock", "AuditLogNotTurned", "KeysBackupOld", "KeysBackupBehind", "KeysDrillOld",
+            "DestructionBlocked",
+        ),
         100,
-    )
+    )  # fmt: skip
     cases = [case(v, alarm, late.get(alarm, 35), 1) for alarm, v in FIRING.items()]
     assert tried(promtool, tmp_path, cases) == ""
 
