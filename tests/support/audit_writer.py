@@ -23,6 +23,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import structlog
+
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.logging import get_logger
 from sealward.kit.reasons import Reason
@@ -240,6 +242,8 @@ def start_writer(folder: Path, *where: str, count: int = 0) -> subprocess.Popen[
 
 if __name__ == "__main__":
     os.umask(0o077)
+    # Standard output is for what was promised.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if sys.argv[1] == "write":
         write(Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
     elif sys.argv[1] == "fails":
