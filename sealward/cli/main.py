@@ -26,6 +26,7 @@ from sealward.cli import (
     healthcheck,
     identity,
     infer,
+    interrupt,
     keys,
     login,
     membership,
@@ -90,6 +91,7 @@ def main() -> None:
     os.umask(0o077)
     # gRPC's own log lines would land between ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    interrupt.watch()
     try:
         build()(standalone_mode=True)
     except CliError as error:

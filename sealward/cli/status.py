@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sealward.cli import interrupt
 from sealward.cli.errors import Exit
 from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import emit, line, table
@@ -33,7 +33,7 @@ def status(
         _print(found, as_json=as_json)
         if not watch:
             raise typer.Exit(_exit_code(found))
-        time.sleep(_WATCH_SECONDS)
+        interrupt.pause(_WATCH_SECONDS)
 
 
 def collect(suite: Suite) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sealward.cli import interrupt
 from sealward.cli.audit.asking import ReceiptsTo, Tenant, filled, known_pattern, write_receipts
 from sealward.cli.audit.common import Event, Limit, event_id
 from sealward.cli.errors import CliError, Exit
@@ -154,7 +154,7 @@ def tail(
             # A log that is turning is not read for a moment, and the service may be restarting.
             events = []
             suite.require_running()
-            time.sleep(_FOLLOW_SECONDS)
+            interrupt.pause(_FOLLOW_SECONDS)
 
 
 def _since(suite: Suite, shown: Mapping[str, int], expected: int) -> list[EventSummary]:
@@ -270,7 +270,7 @@ def _await_growth(suite: Suite, shown: Mapping[str, int]) -> int:
         if size > known + 2:
             return size - known
         suite.require_running()
-        time.sleep(_FOLLOW_SECONDS)
+        interrupt.pause(_FOLLOW_SECONDS)
 
 
 def _published(suite: Suite) -> tuple[str, int]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sealward.cli import interrupt
 from sealward.cli.errors import CliError
 from sealward.tlog.checkpoint import Checkpoint, open_checkpoint
 from sealward.tlog.errors import TlogError
@@ -38,7 +39,7 @@ class Follower:
         verify: Verify,
         *,
         patience: float = _MISSING_SECONDS,
-        pause: Callable[[], None] = lambda: time.sleep(_LOOK_SECONDS),
+        pause: Callable[[], None] = lambda: interrupt.pause(_LOOK_SECONDS),
     ) -> None:
         self._folder = folder
         self._vkeys = list(vkeys)
