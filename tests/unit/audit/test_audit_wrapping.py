@@ -243,14 +243,16 @@ class DiedError(BaseException):
 
 
 class CountingBackend(FileBackend):
-    """Lets so many steps of what is written happen, and no more."""
+    """Lets so many steps of what is written happen, and no more, in the thread that made it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.left: int | None = None
+        # Patients' keys are made ahead by a thread of their own, at any time.
+        self._thread = threading.current_thread()
 
     def step(self) -> None:
-        if self.left is not None:
+        if self.left is not None and threading.current_thread() is self._thread:
             self.left -= 1
             if self.left < 0:
                 raise DiedError
