@@ -123,13 +123,15 @@ class Egress:
             try:
                 sent = {"accept": "application/json", "accept-encoding": "identity", **headers}
                 connection.request(method, target, body or None, sent)
-                response = connection.getresponse()
-                data = response.read(LARGEST + 1)
+                # Closed by itself only where it was read to its end.
+                with connection.getresponse() as response:
+                    data = response.read(LARGEST + 1)
+                    left = response.length
             finally:
                 timer.cancel()
         finally:
             connection.close()
-        if len(data) > LARGEST or (response.length or 0) > 0:
+        if len(data) > LARGEST or (left or 0) > 0:
             raise ValueError
         return response.status, data
 
