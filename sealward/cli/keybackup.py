@@ -20,6 +20,7 @@ from sealward.cli.options import DEFAULT, Dir, Json
 from sealward.cli.output import check_folder, emit
 from sealward.cli.processes import PKCS11_MODULE, services_roots
 from sealward.cli.suite import Suite, write_private
+from sealward.seal.durable import sync_folder
 
 Recovery = Annotated[
     Path | None,
@@ -290,11 +291,7 @@ def _write_new(path: Path, data: bytes) -> None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _record(suite: Suite, done: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from sealward.seal.context import EncryptionContext
+from sealward.seal.durable import sync_folder
 from sealward.seal.esdk import MAX_FRAMES, TAG_BYTES, Buffer, Message, broken
 from sealward.seal.objects import ObjectSealer
 
@@ -83,7 +84,7 @@ def seal_file(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return done
 
 
@@ -277,11 +278,3 @@ class OpenedFile(io.RawIOBase):
                 raise broken()
             got += read
         return self._sealed[:size]
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sealward.seal.durable import sync_folder
 from sealward.tlog.merkle import EMPTY_ROOT, HASH_SIZE
 from services.audit.entryrecord import (
     FIRST_CHECK,
@@ -425,11 +426,7 @@ class EntryFile:
 def adopt_file(temporary: Path, path: Path) -> None:
     """Give a synced file its name, durably; raise OSError."""
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _broken(error: OSError) -> StoreError:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from services.audit.entryfile import adopt_file
 from services.audit.store import EventKey, Head, LogStore, StoreBrokenError
 
 REWRAPPED = "rewrapped.json"
@@ -131,9 +132,4 @@ def write_rewrapped(path: Path, values: Sequence[tuple[str, bytes]]) -> None:
         file.write(json.dumps(document, indent=1).encode())
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    adopt_file(temporary, path)

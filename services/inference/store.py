@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from sealward.seal.durable import sync_folder
 from services.inference.manifest import Name, Version
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -57,7 +58,7 @@ class ModelStore:
         key_path.parent.mkdir(mode=0o700, exist_ok=True)
         _write(key_path, wrapped)
         _write(self._path(name, version, _SEALED), sealed)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def wrapped(self, name: str, version: str) -> bytes | None:
         """Return the wrapped key of a package, None when there is none; raise OSError."""
@@ -93,12 +94,4 @@ def _write(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_folder(path.parent)

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from sealward.kit.errors import StartupError
+from sealward.seal.durable import sync_folder
 
 LARGEST_BYTES = 4 << 20
 
@@ -84,12 +85,3 @@ def write_durable(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -37,10 +37,11 @@ from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
 from sealward.seal.damage import find_age_damage, find_damage
+from sealward.seal.durable import sync_folder
 from sealward.seal.errors import SealBrokenError, UnlockError
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
 from sealward.seal.secret import Secret
-from services.keys.files import LARGEST_BYTES, read_private, sync_folder, write_durable
+from services.keys.files import LARGEST_BYTES, read_private, write_durable
 from services.keys.halves import (
     FILE,
     Halves,

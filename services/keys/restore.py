@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sealward.kit.enroll import private_folder
 from sealward.kit.errors import SealwardError, StartupError
+from sealward.seal.durable import sync_folder
 from sealward.seal.errors import SealBrokenError, UnlockError
 from sealward.seal.objects import ObjectSealer, open_object
 from sealward.seal.rootkey import UnlockSecret, new_identity
@@ -38,7 +39,7 @@ from services.keys.archive import (
 from services.keys.backup import MANIFEST_SCHEMA, canary_context, manifest_context
 from services.keys.destructions import FILE as DESTRUCTIONS
 from services.keys.destructions import read_destructions
-from services.keys.files import FileProblemError, read_checked, sync_folder, write_durable
+from services.keys.files import FileProblemError, read_checked, write_durable
 from services.keys.halves import FILE as HALVES_FILE
 from services.keys.halves import Halves, open_halves, seal_halves, write_halves
 from services.keys.keystore import (

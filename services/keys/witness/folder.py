@@ -23,12 +23,13 @@ from hashlib import sha256
 from pathlib import Path
 
 from sealward.kit.errors import StartupError
+from sealward.seal.durable import sync_folder
 from sealward.tlog.checkpoint import open_signed_checkpoint
 from sealward.tlog.cosignature import CosignatureVerifier, timestamp_of
 from sealward.tlog.errors import TlogError
 from sealward.tlog.merkle import EMPTY_ROOT
 from sealward.tlog.note import Verifier, parse_vkeys
-from services.keys.files import read_private, sync_folder, write_durable
+from services.keys.files import read_private, write_durable
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _VKEYS, _CHECKPOINT, _SUCCESSOR, _CONFLICT = "log.vkey", "checkpoint", "successor", "conflict"

@@ -7,7 +7,8 @@ from pathlib import Path
 import structlog
 
 from sealward.kit.errors import StartupError
-from services.keys.files import sync_folder, write_durable
+from sealward.seal.durable import sync_folder
+from services.keys.files import write_durable
 from services.keys.providers.base import BranchKeys
 from services.keys.records import Recorder
 from services.keys.witness.cosigning import PURPOSE, TENANT, Clock, SealedWitnessKeys
