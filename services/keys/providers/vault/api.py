@@ -15,7 +15,9 @@ from hvac.api.auth_methods import AppRole, Token
 from hvac.api.secrets_engines import Pki, Transit
 from hvac.api.system_backend import SystemBackend
 
-from services.keys.providers.vault.wire import Answer
+from sealward.seal.secret import Secret
+from services.keys.providers.vault.troubles import RefusedError
+from services.keys.providers.vault.wire import Answer, Wire
 
 
 class Send(Protocol):
@@ -44,6 +46,28 @@ class Api:
         self.sys = SystemBackend(adapter)
         self.token = Token(adapter)
         self.transit = Transit(adapter)
+
+
+def checked(
+    wire: Wire, token: Secret | None = None, *, repeatable: bool = True, passing: int = 0
+) -> Api:
+    """Vault's API straight over the wire, outside of the service's session.
+
+    Raises UnavailableError, and RefusedError for 4xx other than `passing`.
+    """
+
+    def send(
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+    ) -> Answer:
+        answer = wire.send(method, path, body, token=token, repeatable=repeatable, headers=headers)
+        if answer.status >= 400 and answer.status != passing:
+            raise RefusedError(answer.status, answer.errors)
+        return answer
+
+    return Api(send)
 
 
 class _Sending(Adapter):  # type: ignore[misc] # hvac has no types

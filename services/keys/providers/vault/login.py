@@ -14,7 +14,7 @@ from typing import Any
 from sealward.kit.errors import StartupError
 from sealward.seal.secret import Secret
 from services.keys.files import read_private, write_durable
-from services.keys.providers.vault.api import Api, mount
+from services.keys.providers.vault.api import Api, checked, mount
 from services.keys.providers.vault.config import AppRole, ClientCertificate, VaultConfig
 from services.keys.providers.vault.troubles import RefusedError
 from services.keys.providers.vault.wire import Answer, Wire
@@ -151,19 +151,8 @@ def lease_seconds(auth: Mapping[str, Any]) -> float:
 
 
 def _api(wire: Wire, token: Secret | None = None) -> Api:
-    def send(
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        _headers: Mapping[str, str] | None,
-    ) -> Answer:
-        # Not repeatable: a secret id may be good for one login.
-        answer = wire.send(method, path, body, token=token, repeatable=False)
-        if answer.status >= 400:
-            raise RefusedError(answer.status, answer.errors)
-        return answer
-
-    return Api(send)
+    # Not repeatable: a secret id may be good for one login.
+    return checked(wire, token, repeatable=False)
 
 
 def _secret(path: Path | None) -> str:

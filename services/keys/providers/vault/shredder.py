@@ -7,13 +7,12 @@ then. So a login may be good for one act (`sealward vault setup --secret-id-uses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
-from services.keys.providers.vault.api import Api
+from services.keys.providers.vault.api import Api, checked
 from services.keys.providers.vault.config import AppRole, VaultConfig
 from services.keys.providers.vault.login import (
     SHREDDER_ROLE,
@@ -74,20 +73,6 @@ class Shredder:
                 if key(str(at), str(name or "")):
                     api.adapter.delete(f"/v1/{pki}/key/{at}")
 
-    def _api(self, token: Token) -> Api:
-        def send(
-            method: str,
-            path: str,
-            body: Mapping[str, Any] | None,
-            _headers: Mapping[str, str] | None,
-        ) -> Answer:
-            answer = self._wire.send(method, path, body, token=token.value)
-            if answer.status >= 400 and answer.status != _NOT_FOUND:
-                raise RefusedError(answer.status, answer.errors)
-            return answer
-
-        return Api(send)
-
     @contextmanager
     def _logged_in(self) -> Iterator[Api]:
         login = self._config.shredder
@@ -98,7 +83,7 @@ class Shredder:
                 " SEALWARD_KEYS_VAULT_SHREDDER_ROLE_ID_FILE",
             )
         try:
-            api = self._api(self._log_in(login))
+            api = checked(self._wire, self._log_in(login).value, passing=_NOT_FOUND)
             try:
                 yield api
             finally:
