@@ -18,7 +18,7 @@ import redis
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
-from services.gateway.invalidation import STORE_ERRORS
+from services.gateway.invalidation import STORE_ERRORS, store_unavailable
 from services.gateway.sessions import Sealer
 
 _PREFIX = "sess-challenge:"
@@ -49,7 +49,7 @@ class Challenges:
         try:
             self._redis.set(_PREFIX + key, sealed, ex=math.ceil(self.seconds))
         except STORE_ERRORS:
-            raise _unavailable() from None
+            raise store_unavailable() from None
         return name
 
     def take(self, kind: str, owner: str, name: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Challenges:
                 pipe.delete(_PREFIX + key)
                 sealed, _ = pipe.execute()
         except STORE_ERRORS:
-            raise _unavailable() from None
+            raise store_unavailable() from None
         if sealed is None:
             raise _unknown()
         try:
@@ -84,10 +84,4 @@ def _key(kind: str, name: str) -> str:
 def _unknown() -> SealwardError:
     return SealwardError(
         Reason.CHALLENGE_UNKNOWN, "it is over, was used, or was never begun: begin again"
-    )
-
-
-def _unavailable() -> SealwardError:
-    return SealwardError(
-        Reason.SESSION_STORE_UNAVAILABLE, "the session store cannot be reached", retry_after=1.0
     )

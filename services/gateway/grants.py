@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import secrets
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.database import opening
 from services.gateway.purposes import PURPOSES
 
 SHORTEST, LONGEST, USUAL = 60, 86_400, 3_600
@@ -76,15 +76,9 @@ class Grants:
         """Open or make the file; raise StartupError."""
         self._clock = clock
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the file of grants") as self._db:
             self._db.execute(_SCHEMA)
-            path.chmod(0o600)
             rows = self._db.execute(f"SELECT {_COLUMNS} FROM access").fetchall()  # noqa: S608
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the file of grants {path.name} cannot be opened") from None
         self._open: dict[tuple[str, str, str], float] = {}
         for row in rows:
             self._index(Access(*row))

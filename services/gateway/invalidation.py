@@ -18,6 +18,9 @@ from typing import Any
 import redis
 import structlog
 
+from sealward.kit.errors import SealwardError
+from sealward.kit.reasons import Reason
+
 CHANNEL = b"__redis__:invalidate"
 FRESH_SECONDS = 1.0
 _PING_SECONDS = 0.2
@@ -25,6 +28,13 @@ _RETRY_SECONDS = 0.1
 
 # `OSError` covers sockets that die under redis-py's own error types.
 STORE_ERRORS = (redis.RedisError, OSError)
+
+
+def store_unavailable() -> SealwardError:
+    """The one error for a session store that does not answer."""
+    return SealwardError(
+        Reason.SESSION_STORE_UNAVAILABLE, "the session store cannot be reached", retry_after=1.0
+    )
 
 
 class InvalidationLink:

@@ -8,13 +8,13 @@ ends by itself, or when somebody who may takes it away.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.database import opening
 
 USER, SOURCE = "user", "source"
 _MOST_ROWS = 10_000
@@ -52,14 +52,8 @@ class Lockouts:
         self._seconds = seconds
         self._locked = locked
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the file of lockouts") as self._db:
             self._db.execute(_SCHEMA)
-            path.chmod(0o600)
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the file of lockouts {path.name} cannot be opened") from None
 
     def close(self) -> None:
         """Close the file."""

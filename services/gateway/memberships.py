@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.database import opening
 from services.gateway.users import ROLES
 
 Parameters = tuple[tuple[str, str], ...]
@@ -40,15 +40,9 @@ class Memberships:
     def __init__(self, path: Path) -> None:
         """Open or make the file; raise StartupError."""
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the file of memberships") as self._db:
             self._db.execute(_SCHEMA)
-            path.chmod(0o600)
             rows = self._db.execute("SELECT user_id, role, key, value FROM parameter").fetchall()
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the file of memberships {path.name} cannot be opened") from None
         self._of: dict[str, dict[str, dict[str, str]]] = {}
         for user_id, role, key, value in rows:
             self._of.setdefault(user_id, {}).setdefault(role, {})[key] = value

@@ -26,7 +26,7 @@ import redis
 
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
-from services.gateway.invalidation import STORE_ERRORS
+from services.gateway.invalidation import STORE_ERRORS, store_unavailable
 from services.gateway.policy.limits import CALLS, CONCURRENT, ROWS, Limit
 
 PREFIX = "quota:"
@@ -228,11 +228,7 @@ class Quotas:
         try:
             return operation()
         except STORE_ERRORS:
-            raise SealwardError(
-                Reason.SESSION_STORE_UNAVAILABLE,
-                "the session store cannot be reached",
-                retry_after=1.0,
-            ) from None
+            raise store_unavailable() from None
 
 
 def _name(key: _Key, window: int) -> str:

@@ -20,7 +20,7 @@ from sealward.kit.holding import Rewrap, WrappedKey, changed
 from sealward.kit.keysclient import BranchKey, KeyRing
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
-from services.gateway.invalidation import STORE_ERRORS
+from services.gateway.invalidation import STORE_ERRORS, store_unavailable
 
 CONTEXT = EncryptionContext("default", "session", "gateway")
 _SHELF = "sess-key:default"
@@ -91,7 +91,7 @@ class SessionSealer:
         except redis.WatchError:
             return False
         except STORE_ERRORS:
-            raise _unavailable() from None
+            raise store_unavailable() from None
         return True
 
     def prepare(self) -> BranchKey:
@@ -139,7 +139,7 @@ class SessionSealer:
         except STORE_ERRORS:
             if key is not mine:
                 key.close()
-            raise _unavailable() from None
+            raise store_unavailable() from None
         return key
 
     def _kept(self) -> bytes | None:
@@ -153,18 +153,12 @@ class SessionSealer:
         try:
             return cast("bytes | None", self._redis.get(_SHELF))
         except STORE_ERRORS:
-            raise _unavailable() from None
+            raise store_unavailable() from None
 
     def _shelve(self, wrapped: bytes) -> bytes:
         """Keep our key unless another gateway was faster; return the one that is kept."""
         try:
             self._redis.set(_SHELF, wrapped, nx=True)
         except STORE_ERRORS:
-            raise _unavailable() from None
+            raise store_unavailable() from None
         return self._shelved() or wrapped
-
-
-def _unavailable() -> SealwardError:
-    return SealwardError(
-        Reason.SESSION_STORE_UNAVAILABLE, "the session store cannot be reached", retry_after=1.0
-    )

@@ -37,7 +37,7 @@ from redis.retry import Retry
 from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
 from services.gateway.emergency import patient_mark
-from services.gateway.invalidation import STORE_ERRORS, InvalidationLink
+from services.gateway.invalidation import STORE_ERRORS, InvalidationLink, store_unavailable
 from services.gateway.session import (
     Session,
     decode_session,
@@ -460,9 +460,9 @@ class SessionStore:
             return operation()
         except redis.exceptions.ReadOnlyError:
             self._demoted()
-            raise _unavailable() from None
+            raise store_unavailable() from None
         except STORE_ERRORS:
-            raise _unavailable() from None
+            raise store_unavailable() from None
 
     def _demoted(self) -> None:
         """The server became a replica: the address has to be asked anew who the primary is."""
@@ -481,9 +481,3 @@ def _check_spki(session: Session, spki: bytes) -> None:
         raise SealwardError(
             Reason.SESSION_CERTIFICATE_MISMATCH, "the session belongs to another certificate"
         )
-
-
-def _unavailable() -> SealwardError:
-    return SealwardError(
-        Reason.SESSION_STORE_UNAVAILABLE, "the session store cannot be reached", retry_after=1.0
-    )

@@ -10,9 +10,7 @@ import math
 
 import redis
 
-from sealward.kit.errors import SealwardError
-from sealward.kit.reasons import Reason
-from services.gateway.invalidation import STORE_ERRORS
+from services.gateway.invalidation import STORE_ERRORS, store_unavailable
 
 _PREFIX = "sess-once:"
 
@@ -29,9 +27,5 @@ class Spent:
         try:
             done = self._redis.set(_PREFIX + mark, b"1", nx=True, ex=max(1, math.ceil(seconds)))
         except STORE_ERRORS:
-            raise SealwardError(
-                Reason.SESSION_STORE_UNAVAILABLE,
-                "the session store cannot be reached",
-                retry_after=1.0,
-            ) from None
+            raise store_unavailable() from None
         return bool(done)

@@ -13,18 +13,17 @@ import hmac
 import json
 import re
 import secrets
-import sqlite3
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError, StartupError
-from sealward.kit.holding import Rewrap, WrappedKey, changed
+from sealward.kit.errors import SealwardError
 from sealward.kit.keysclient import BranchKey, KeyRing
 from sealward.kit.reasons import Reason
 from sealward.seal.context import EncryptionContext
+from services.gateway.database import opening
+from services.gateway.keyedfile import KeyedFile
 
 CONTEXT = EncryptionContext("default", "user", "deid")
 KINDS = ("patient", "actor")
@@ -67,7 +66,7 @@ class Project:
     codes: int
 
 
-class Surrogates:
+class Surrogates(KeyedFile):
     """SQLite, committed to the disk before anybody is told. Thread-safe.
 
     Sealing and opening raise KEYS_UNAVAILABLE and SEAL_BROKEN.
@@ -75,24 +74,11 @@ class Surrogates:
 
     def __init__(self, path: Path, ring: KeyRing) -> None:
         """Open or make the file; raise StartupError."""
-        self._ring = ring
-        self._lock = threading.RLock()
-        self._key: BranchKey | None = None
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the file of surrogates") as db:
             # What was dropped is not to be found in free pages.
-            self._db.execute("PRAGMA secure_delete=ON")
-            self._db.executescript(_SCHEMA)
-            path.chmod(0o600)
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the file of surrogates {path.name} cannot be opened") from None
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+            db.execute("PRAGMA secure_delete=ON")
+            db.executescript(_SCHEMA)
+        super().__init__(db, ring, CONTEXT, _PLACE)
 
     def projects(self) -> list[Project]:
         """Return the projects by name."""
@@ -160,27 +146,6 @@ class Surrogates:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return codes
 
-    # --- sealward.kit.holding.Holder ----------------------------------------------------------
-
-    def places(self, tenant: str, purpose: str) -> Sequence[str]:
-        """See Holder: there is one place."""
-        if (tenant, purpose) != (CONTEXT.tenant, CONTEXT.purpose):
-            return ()
-        with self._lock:
-            return () if self._wrapped() is None else (_PLACE,)
-
-    def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:
-        """See Holder."""
-        with self._lock:
-            old = self._wrapped()
-            if old is None:
-                return 0, []
-            new, failed = changed([WrappedKey(CONTEXT, old)], places, rewrap)
-            for _, wrapped in new:
-                self._db.execute("UPDATE key SET wrapped = ?", (wrapped,))
-                self._ring.moved(old, wrapped)
-            return len(new), failed
-
     def _draw(self, key: BranchKey, project: str, mark: bytes, item: Item) -> str:
         while True:
             code = secrets.token_hex(8)
@@ -194,19 +159,6 @@ class Surrogates:
         self._db.execute("INSERT INTO surrogate VALUES (?, ?, ?, ?)", (project, mark, code, sealed))
         return code
 
-    def _branch_key(self) -> BranchKey:
-        with self._lock:
-            if self._key is None:
-                wrapped = self._wrapped()
-                if wrapped is None:
-                    self._key = self._ring.create(CONTEXT, kept=self._wrapped)
-                    self._db.execute(
-                        "INSERT INTO key (id, wrapped) VALUES (1, ?)", (self._key.wrapped,)
-                    )
-                else:
-                    self._key = self._ring.open(CONTEXT, wrapped, kept=self._wrapped)
-            return self._key
-
     def _mark_key(self) -> bytes:
         """Return the key of the marks; it lies sealed in the file and is held for one call."""
         key = self._branch_key()
@@ -216,11 +168,6 @@ class Surrogates:
         drawn = secrets.token_bytes(32)
         self._db.execute("UPDATE key SET mark = ?", (key.seal(drawn, f"deid/{_MARK_KEY}"),))
         return drawn
-
-    def _wrapped(self) -> bytes | None:
-        with self._lock:
-            row = self._db.execute("SELECT wrapped FROM key").fetchone()
-        return None if row is None else bytes(row[0])
 
 
 def _check(project: str, items: Sequence[Item]) -> None:

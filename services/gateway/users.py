@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sealward.kit.enroll import write_private
-from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.database import opening
+from services.gateway.ended import ENDED, EndedSessions
 from services.gateway.passwords import Passwords, check_new
-from services.gateway.session import Session
 from services.gateway.throttle import LoginThrottle
 
 ROLES = (
@@ -54,12 +55,6 @@ _ADDED = {
 }
 # Users whose certificates are still to be revoked.
 _DUE = "CREATE TABLE IF NOT EXISTS revocation_due (name TEXT PRIMARY KEY) STRICT"
-_ENDED = """
-CREATE TABLE IF NOT EXISTS ended_session (
-  session_id TEXT PRIMARY KEY,
-  until      INTEGER NOT NULL
-) STRICT
-"""
 _CHANGE = "generation = generation + 1, version = version + 1"
 _COLUMNS = "user_id, name, roles, secret, one_time, disabled, created, generation, version"
 
@@ -81,27 +76,23 @@ class User:
     version: int = 1
 
 
-class UserDirectory:
+class UserDirectory(EndedSessions):
     """The users of this deployment. Thread-safe."""
+
+    _TABLE, _ID = "user", "user_id"
 
     def __init__(self, path: Path, passwords: Passwords, throttle: LoginThrottle) -> None:
         self._passwords = passwords
         self.throttle = throttle
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the user directory") as self._db:
             self._db.execute(_SCHEMA)
             columns = [row[1] for row in self._db.execute("PRAGMA table_info(user)")]
             for column, change in _ADDED.items():
                 if column not in columns:
                     self._db.execute(change)
-            self._db.execute(_ENDED)
+            self._db.execute(ENDED)
             self._db.execute(_DUE)
-            path.chmod(0o600)
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the user directory {path.name} cannot be opened") from None
 
     def close(self) -> None:
         """Close the file."""
@@ -231,40 +222,6 @@ class UserDirectory:
                 (secret, int(one_time), name),
             )
         return self.existing(name)
-
-    def live(self, session: Session) -> bool:
-        """Whether a session that the store holds was not ended: alone, or all of its user's."""
-        with self._lock:
-            user = self._db.execute(
-                "SELECT 1 FROM user WHERE user_id = ? AND generation = ? AND disabled = 0",
-                (session.user_id, session.generation),
-            ).fetchone()
-            ended = self._db.execute(
-                "SELECT 1 FROM ended_session WHERE session_id = ?", (session.session_id,)
-            ).fetchone()
-        return user is not None and ended is None
-
-    def end_session(self, session_id: str, until: int) -> None:
-        """Remember that a session was ended; `until` (epoch seconds) it would have expired."""
-        with self._lock:
-            self._db.execute("DELETE FROM ended_session WHERE until < ?", (int(time.time()),))
-            self._db.execute(
-                "INSERT OR REPLACE INTO ended_session VALUES (?, ?)", (session_id, until)
-            )
-
-    def end_sessions(self, user_id: str) -> None:
-        """Remember that every session that a user has now was ended."""
-        with self._lock:
-            self._db.execute(
-                "UPDATE user SET generation = generation + 1 WHERE user_id = ?", (user_id,)
-            )
-
-    def end_everybody(self) -> list[str]:
-        """Remember that every session of everybody was ended; return the ids of all users."""
-        with self._lock:
-            self._db.execute("UPDATE user SET generation = generation + 1")
-            rows = self._db.execute("SELECT user_id FROM user").fetchall()
-        return [str(row[0]) for row in rows]
 
     def authenticate(
         self,

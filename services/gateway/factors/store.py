@@ -6,17 +6,14 @@ lease. Each secret is sealed for its user alone: one that is moved to another us
 
 from __future__ import annotations
 
-import sqlite3
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError, StartupError
-from sealward.kit.holding import Rewrap, WrappedKey, changed
-from sealward.kit.keysclient import BranchKey, KeyRing
-from sealward.kit.reasons import Reason
+from sealward.kit.keysclient import KeyRing
 from sealward.seal.context import EncryptionContext
+from services.gateway.database import opening
+from services.gateway.keyedfile import KeyedFile
 
 CONTEXT = EncryptionContext("default", "user", "second-factor")
 _PLACE = "second-factor"
@@ -56,7 +53,7 @@ class SecurityKey:
     suspended: bool
 
 
-class FactorStore:
+class FactorStore(KeyedFile):
     """SQLite, committed to the disk before anybody is told. Thread-safe.
 
     Sealing and opening raise KEYS_UNAVAILABLE and SEAL_BROKEN.
@@ -64,25 +61,16 @@ class FactorStore:
 
     def __init__(self, path: Path, ring: KeyRing) -> None:
         """Open or make the file; raise StartupError."""
-        self._ring = ring
-        self._lock = threading.RLock()
-        self._key: BranchKey | None = None
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-            path.chmod(0o600)
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the file of second factors {path.name} cannot be opened") from None
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+        with opening(path, "the file of second factors") as db:
+            db.executescript(_SCHEMA)
+        super().__init__(db, ring, CONTEXT, _PLACE)
 
     def put_totp(self, user_id: str, secret: str) -> None:
-        """Keep a secret that is not confirmed yet, in the place of one that was not either."""
+        """Keep a secret that is not confirmed yet, in the place of one that was not either.
+
+        Under a new key where the old one was destroyed: whoever has a factor under that one is
+        refused until it is reset, and is never let in without.
+        """
         sealed = self._sealing_key().seal(secret.encode(), user_id)
         with self._lock:
             self._db.execute(
@@ -236,66 +224,8 @@ class FactorStore:
             self._db.execute("DELETE FROM totp WHERE user_id = ?", (user_id,))
             self._db.execute("DELETE FROM recovery WHERE user_id = ?", (user_id,))
 
-    # --- sealward.kit.holding.Holder ----------------------------------------------------------
-
-    def places(self, tenant: str, purpose: str) -> Sequence[str]:
-        """See Holder: there is one place."""
-        if (tenant, purpose) != (CONTEXT.tenant, CONTEXT.purpose):
-            return ()
-        with self._lock:
-            return () if self._wrapped() is None else (_PLACE,)
-
-    def rewrap(self, places: Sequence[str], rewrap: Rewrap) -> tuple[int, list[str]]:
-        """See Holder."""
-        with self._lock:
-            old = self._wrapped()
-            if old is None:
-                return 0, []
-            new, failed = changed([WrappedKey(CONTEXT, old)], places, rewrap)
-            for _, wrapped in new:
-                self._db.execute("UPDATE key SET wrapped = ?", (wrapped,))
-                self._ring.moved(old, wrapped)
-            return len(new), failed
-
     def _put_recovery(self, user_id: str, marks: Iterable[str]) -> None:
         self._db.execute("DELETE FROM recovery WHERE user_id = ?", (user_id,))
         self._db.executemany(
             "INSERT INTO recovery VALUES (?, ?, 0)", [(user_id, mark) for mark in marks]
         )
-
-    def _sealing_key(self) -> BranchKey:
-        """Return the key, or a new one in the place of one that was destroyed on purpose.
-
-        What the old one sealed does not open: whoever has such a factor is refused until it is
-        reset, and is never let in without.
-        """
-        with self._lock:
-            try:
-                key = self._branch_key()
-            except SealwardError as error:
-                if error.reason is not Reason.KEY_DESTROYED:
-                    raise
-                key = None
-            if key is not None and not key.destroyed:
-                return key
-            if key is not None:
-                key.close()
-            self._key = self._ring.create(CONTEXT, kept=self._wrapped)
-            self._db.execute("UPDATE key SET wrapped = ?", (self._key.wrapped,))
-            return self._key
-
-    def _branch_key(self) -> BranchKey:
-        with self._lock:
-            if self._key is None:
-                wrapped = self._wrapped()
-                if wrapped is None:
-                    self._key = self._ring.create(CONTEXT, kept=self._wrapped)
-                    self._db.execute("INSERT INTO key VALUES (1, ?)", (self._key.wrapped,))
-                else:
-                    self._key = self._ring.open(CONTEXT, wrapped, kept=self._wrapped)
-            return self._key
-
-    def _wrapped(self) -> bytes | None:
-        with self._lock:
-            row = self._db.execute("SELECT wrapped FROM key").fetchone()
-        return None if row is None else bytes(row[0])

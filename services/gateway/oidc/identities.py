@@ -12,8 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.database import opening
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (
@@ -42,14 +43,8 @@ class Identities:
     def __init__(self, path: Path) -> None:
         """Open or make the file; raise StartupError."""
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the file of identities") as self._db:
             self._db.executescript(_SCHEMA)
-            path.chmod(0o600)
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the file of identities {path.name} cannot be opened") from None
 
     def close(self) -> None:
         """Close the file."""

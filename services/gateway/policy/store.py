@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from sealward.kit.errors import StartupError
+from services.gateway.database import opening
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS policy (
@@ -46,14 +45,8 @@ class PolicyStore:
     def __init__(self, path: Path) -> None:
         """Open or make the file; raise StartupError."""
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the policy store") as self._db:
             self._db.executescript(_SCHEMA)
-            path.chmod(0o600)
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the policy store {path.name} cannot be opened") from None
 
     def close(self) -> None:
         """Close the file."""

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealward.kit.errors import SealwardError, StartupError
+from sealward.kit.errors import SealwardError
 from sealward.kit.reasons import Reason
+from services.gateway.database import opening
+from services.gateway.ended import ENDED, EndedSessions
 from services.gateway.jwks import JwksError, read_jwks
-from services.gateway.session import Session
 from services.gateway.users import ROLES
 from services.gateway.workloads.assertion import ALGORITHMS
 
@@ -35,10 +36,6 @@ CREATE TABLE IF NOT EXISTS client (
   created    INTEGER NOT NULL,
   generation INTEGER NOT NULL DEFAULT 0,
   last_used  INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE IF NOT EXISTS ended_session (
-  session_id TEXT PRIMARY KEY,
-  until      INTEGER NOT NULL
 ) STRICT;
 """
 _COLUMNS = "client_id, name, roles, keys, disabled, created, generation, last_used"
@@ -62,20 +59,17 @@ class Client:
     last_used: int
 
 
-class ClientDirectory:
+class ClientDirectory(EndedSessions):
     """The clients of this deployment. Thread-safe."""
+
+    _TABLE, _ID = "client", "client_id"
 
     def __init__(self, path: Path) -> None:
         """Open or make the file; raise StartupError."""
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with opening(path, "the file of clients") as self._db:
             self._db.executescript(_SCHEMA)
-            path.chmod(0o600)
-        except (sqlite3.Error, OSError):
-            raise StartupError(f"the file of clients {path.name} cannot be opened") from None
+            self._db.execute(ENDED)
 
     def close(self) -> None:
         """Close the file."""
@@ -157,40 +151,6 @@ class ClientDirectory:
     def owns(self, user_id: str) -> bool:
         """Whether an id is of a client, and not of a person."""
         return user_id.startswith("client-")
-
-    def live(self, session: Session) -> bool:
-        """See Ledger."""
-        with self._lock:
-            client = self._db.execute(
-                "SELECT 1 FROM client WHERE client_id = ? AND generation = ? AND disabled = 0",
-                (session.user_id, session.generation),
-            ).fetchone()
-            ended = self._db.execute(
-                "SELECT 1 FROM ended_session WHERE session_id = ?", (session.session_id,)
-            ).fetchone()
-        return client is not None and ended is None
-
-    def end_session(self, session_id: str, until: int) -> None:
-        """See Ledger."""
-        with self._lock:
-            self._db.execute("DELETE FROM ended_session WHERE until < ?", (int(time.time()),))
-            self._db.execute(
-                "INSERT OR REPLACE INTO ended_session VALUES (?, ?)", (session_id, until)
-            )
-
-    def end_sessions(self, user_id: str) -> None:
-        """See Ledger."""
-        with self._lock:
-            self._db.execute(
-                "UPDATE client SET generation = generation + 1 WHERE client_id = ?", (user_id,)
-            )
-
-    def end_everybody(self) -> list[str]:
-        """See sessions.Ledger."""
-        with self._lock:
-            self._db.execute("UPDATE client SET generation = generation + 1")
-            rows = self._db.execute("SELECT client_id FROM client").fetchall()
-        return [str(row[0]) for row in rows]
 
 
 def _keys(jwks: bytes) -> list[dict[str, str]]:
