@@ -14,7 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sealward.kit.errors import StartupError
 from sealward.seal.secret import Secret
-from services.keys.keystore import Authority, Keystore
+from services.keys.keystore import Keystore
+from services.keys.keystoreformat import Authority
 from services.keys.profiles import Profile, read_request
 from services.keys.providers.base import AuthorityState, Issued, TrustedAuthority
 

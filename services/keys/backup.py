@@ -27,7 +27,8 @@ from sealward.kit.reasons import Code, Reason
 from sealward.seal.context import EncryptionContext
 from sealward.seal.objects import ObjectSealer, seal_object
 from services.keys import archive
-from services.keys.keystore import Keystore, format_head
+from services.keys.keystore import Keystore
+from services.keys.keystoreformat import format_head
 from services.keys.providers.base import BranchKeys
 from services.keys.records import Recorder, about_call
 from services.keys.register import Register

@@ -20,26 +20,23 @@ has some that were destroyed), and a folder that is gone, stop the start too.
 
 from __future__ import annotations
 
-import base64
 import fcntl
-import json
 import os
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sealward.kit.errors import SealwardError, StartupError
 from sealward.kit.reasons import Reason
-from sealward.seal.context import EncryptionContext
 from sealward.seal.damage import find_age_damage, find_damage
 from sealward.seal.durable import sync_folder
 from sealward.seal.errors import SealBrokenError, UnlockError
-from sealward.seal.objects import KEY_BYTES, ObjectSealer
+from sealward.seal.objects import KEY_BYTES
 from sealward.seal.secret import Secret
 from services.keys.files import LARGEST_BYTES, read_private, write_durable
 from services.keys.halves import (
@@ -50,8 +47,18 @@ from services.keys.halves import (
     seal_halves,
     write_halves,
 )
+from services.keys.keystoreformat import (
+    Authority,
+    Content,
+    Kek,
+    context_of,
+    format_head,
+    open_content,
+    parse_head,
+    root_sealer,
+    seal_content,
+)
 
-SCHEMA = "sealward/keystore/v1"
 ROOT_FILE = "root.age"
 HSM_ROOT_FILE = "root.jwe"
 SEALED_FILE = "keystore.sealed"
@@ -86,45 +93,6 @@ class Unlock(Protocol):
         """Return the root key; raise UnlockError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """A certificate authority: private key (PKCS#8 DER) and certificate (DER)."""
-
-    key: Secret
-    certificate: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Kek:
-    """A version of a key-encryption key. `made`: seconds since the epoch, 0 = not known.
-
-    `split`: `key` is one half of it, as the sealed file has it.
-    """
-
-    version: int
-    made: int
-    key: Secret
-    split: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What the keystore holds. `keks`: versions, lowest first, by `tenant/purpose`.
-
-    All `authorities` are trusted, oldest first; the one at the place `issuing` signs. `generation`
-    grows by one with each change; 0 = written before generations were counted. `halves`: generation
-    of the other halves when this was written, 0 = there were none.
-    """
-
-    deployment: str
-    trust_domain: str
-    authorities: tuple[Authority, ...]
-    keks: dict[str, tuple[Kek, ...]] = field(default_factory=dict)
-    issuing: int = 0
-    generation: int = 1
-    halves: int = 0
-
-
 class Keystore:
     """An open keystore. Thread-safe; one process at a time."""
 
@@ -140,7 +108,7 @@ class Keystore:
         self._folder = folder
         self._files = (root_file, SEALED_FILE)
         self._root = Secret(root)
-        self._sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
+        self._sealer = root_sealer(root)
         self._content = content
         self._halves = halves or Halves(content.deployment)
         self._whole: dict[str, tuple[Kek, ...]] = {}
@@ -302,7 +270,7 @@ class Keystore:
             generation=self._content.generation + 1,
             halves=max(content.halves, self._halves.generation),
         )
-        sealed = _seal(self._sealer, content)
+        sealed = seal_content(self._sealer, content)
         if len(sealed) > LARGEST_BYTES:
             # It would be refused at the next start.
             raise SealwardError(Reason.KEYSTORE_UNAVAILABLE, "the keystore is full")
@@ -462,8 +430,8 @@ def _create(folder: Path, secret: Unlock, initial: Callable[[str], Content]) -> 
             unfinished / secret.file_name,
             secret.seal(format_head(Secret(root), content.deployment)),
         )
-        sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
-        write_durable(unfinished / SEALED_FILE, _seal(sealer, content))
+        sealer = root_sealer(root)
+        write_durable(unfinished / SEALED_FILE, seal_content(sealer, content))
         unfinished.rename(folder)
         sync_folder(folder.parent)
     except OSError:
@@ -488,8 +456,8 @@ def open_folder(folder: Path, secret: Unlock) -> tuple[bytes, Content]:
     try:
         content = open_content(root, deployment, sealed[SEALED_FILE])
     except SealBrokenError:
-        sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
-        damage = find_damage(sealer, _context(deployment), sealed[SEALED_FILE])
+        sealer = root_sealer(root)
+        damage = find_damage(sealer, context_of(deployment), sealed[SEALED_FILE])
         raise StartupError(
             f"{folder / SEALED_FILE} is damaged, or does not belong to {root_file}: {damage};"
             f" {RESTORE}"
@@ -528,106 +496,6 @@ def _open_root(path: Path, secret: Unlock, sealed: bytes) -> tuple[bytes, str]:
     return root, deployment
 
 
-def open_content(root: bytes, deployment: str, sealed: bytes) -> Content:
-    """Open a sealed file; raise SealBrokenError, or ValueError, KeyError or TypeError."""
-    sealer = ObjectSealer(root, key_name="root", schema=SCHEMA)
-    return _parse(json.loads(sealer.open(_context(deployment), sealed)))
-
-
-def format_head(root: Secret, deployment: str) -> bytes:
-    """Return what is sealed to the unlock secret: the root key, and whose it is."""
-    head = {"deployment": deployment, "root": _text(root.reveal()), "version": 1}
-    return json.dumps(head).encode()
-
-
-def parse_head(data: bytes) -> tuple[bytes, str]:
-    """Return root key and deployment; raise ValueError, KeyError or TypeError."""
-    head = json.loads(data)
-    return _bytes(head["root"]), str(head["deployment"])
-
-
-def _context(deployment: str) -> EncryptionContext:
-    return EncryptionContext("default", "keystore", deployment)
-
-
-def _seal(sealer: ObjectSealer, content: Content) -> bytes:
-    document = {
-        # Older programs would take a half for a key: they do not read version 3.
-        "version": 3,
-        "deployment": content.deployment,
-        "trust_domain": content.trust_domain,
-        "authorities": [
-            {"key": _text(a.key.reveal()), "certificate": _text(a.certificate)}
-            for a in content.authorities
-        ],
-        "issuing": content.issuing,
-        "generation": content.generation,
-        "halves": content.halves,
-        "keks": {
-            name: [
-                {
-                    "version": k.version,
-                    "made": k.made,
-                    "half" if k.split else "key": _text(k.key.reveal()),
-                }
-                for k in keks
-            ]
-            for name, keks in content.keks.items()
-        },
-    }
-    return sealer.seal(_context(content.deployment), json.dumps(document).encode())
-
-
-def _parse(document: dict[str, Any]) -> Content:
-    if document["version"] not in (1, 2, 3):
-        raise ValueError("another version")
-    read_keks = _read_first_keks if document["version"] == 1 else _read_keks
-    content = Content(
-        deployment=str(document["deployment"]),
-        trust_domain=str(document["trust_domain"]),
-        authorities=tuple(
-            Authority(Secret(_bytes(a["key"])), _bytes(a["certificate"]))
-            for a in document["authorities"]
-        ),
-        keks={name: read_keks(keks) for name, keks in document["keks"].items()},
-        issuing=int(document.get("issuing", len(document["authorities"]) - 1)),
-        generation=int(document.get("generation", 0)),
-        halves=int(document.get("halves", 0)),
-    )
-    if not 0 <= content.issuing < len(content.authorities) or not all(
-        map(_is_whole, content.keks.values())
-    ):
-        raise ValueError("incomplete")
-    return content
-
-
-def _read_keks(keks: list[dict[str, Any]]) -> tuple[Kek, ...]:
-    return tuple(
-        Kek(
-            int(k["version"]),
-            int(k["made"]),
-            Secret(_bytes(k["half"] if "half" in k else k["key"])),
-            "half" in k,
-        )
-        for k in keks
-    )
-
-
-def _read_first_keks(keks: list[str]) -> tuple[Kek, ...]:
-    """Read what was written before versions had numbers: counted from 1, never retired."""
-    return tuple(Kek(number, 0, Secret(_bytes(key))) for number, key in enumerate(keks, 1))
-
-
-def _is_whole(keks: tuple[Kek, ...]) -> bool:
-    versions = [kek.version for kek in keks]
-    return (
-        bool(keks)
-        and versions == list(range(versions[0], versions[0] + len(keks)))
-        and versions[0] > 0
-        and all(len(kek.key) == KEY_BYTES for kek in keks)
-    )
-
-
 def _new_kek(version: int) -> Kek:
     return Kek(version, int(time.time()), Secret(secrets.token_bytes(KEY_BYTES)), split=True)
 
@@ -635,12 +503,3 @@ def _new_kek(version: int) -> Kek:
 def _split(name: str) -> tuple[str, str]:
     tenant, _, purpose = name.partition("/")
     return tenant, purpose
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _bytes(text: str) -> bytes:
-    # binascii.Error is a ValueError.
-    return base64.b64decode(text, validate=True)

@@ -25,7 +25,8 @@ from sealward.kit.context import ServiceContext
 from sealward.kit.errors import SealwardError, StartupError
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.files import read_private, write_durable
-from services.keys.keystore import Content, Keystore, open_or_create
+from services.keys.keystore import Keystore, open_or_create
+from services.keys.keystoreformat import Content
 from services.keys.providers.base import BranchKeys, CertificateAuthority, Condition
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.settings import KeysSettings

@@ -46,18 +46,15 @@ from services.keys.keystore import (
     BUSY,
     FOLDER,
     SEALED_FILE,
-    Content,
     Keystore,
     Unlock,
-    format_head,
     lacking,
     lock_keystore,
-    open_content,
     open_folder,
-    parse_head,
     read_generation,
     write_generation,
 )
+from services.keys.keystoreformat import Content, format_head, open_content, parse_head
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.register import Register
 from services.keys.revocations import open_list

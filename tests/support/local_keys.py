@@ -19,7 +19,8 @@ from sealward.seal.context import EncryptionContext
 from sealward.seal.lease import Lease
 from sealward.seal.rootkey import UnlockSecret, new_identity
 from services.keys.authority import new_authority, utc_now
-from services.keys.keystore import Content, open_or_create
+from services.keys.keystore import open_or_create
+from services.keys.keystoreformat import Content
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.rotation import Confirmations, RotationServicer
 

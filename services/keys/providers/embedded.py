@@ -13,7 +13,8 @@ from sealward.seal.context import KEY_SCHEMA, EncryptionContext
 from sealward.seal.errors import SealBrokenError
 from sealward.seal.header import key_name_of
 from sealward.seal.objects import KEY_BYTES, ObjectSealer
-from services.keys.keystore import Kek, Keystore
+from services.keys.keystore import Keystore
+from services.keys.keystoreformat import Kek
 from services.keys.providers.base import MAX_REWRAP, Condition, Versions
 
 _NAME = re.compile(r"kek/([^/]+)/([^/]+)/([1-9][0-9]{0,8})")

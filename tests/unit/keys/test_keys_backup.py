@@ -27,7 +27,8 @@ from services.keys import restore as restoring
 from services.keys.archive import MANIFEST, Archive, sums, unpack
 from services.keys.authority import new_authority, utc_now
 from services.keys.backup import BackupLog, BackupMaker, BackupServicer, read_recipients
-from services.keys.keystore import Content, Keystore, open_or_create, read_generation
+from services.keys.keystore import Keystore, open_or_create, read_generation
+from services.keys.keystoreformat import Content
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.register import Register
 from services.keys.restore import RestoreError, drill, open_backup, restore

@@ -22,7 +22,8 @@ from services.keys.destroying import CLOCK, Destroyer
 from services.keys.destruction import State
 from services.keys.destructions import Destructions
 from services.keys.destructionservicer import DestructionServicer
-from services.keys.keystore import Content, Keystore, open_or_create
+from services.keys.keystore import Keystore, open_or_create
+from services.keys.keystoreformat import Content
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.register import IssuedRow, Register
 from services.keys.rotation import Confirmations

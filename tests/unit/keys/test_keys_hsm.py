@@ -18,7 +18,8 @@ from sealward.seal.errors import UnlockError
 from sealward.seal.rootkey import UnlockSecret, new_identity
 from services.keys.authority import new_authority, utc_now
 from services.keys.hsm import Hsm
-from services.keys.keystore import Content, Keystore, Unlock, open_or_create
+from services.keys.keystore import Keystore, Unlock, open_or_create
+from services.keys.keystoreformat import Content
 from services.keys.restore import change_unlock
 from tests.support.softhsm import PIN, SoftHsm
 

@@ -26,7 +26,8 @@ from services.audit.segments import Segments
 from services.inference import package
 from services.inference.store import ModelStore
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
-from services.keys.keystore import Content, open_or_create
+from services.keys.keystore import open_or_create
+from services.keys.keystoreformat import Content
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from tests.support.keystore import derived, scalar
 

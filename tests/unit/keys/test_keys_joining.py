@@ -30,7 +30,8 @@ from sealward.kit.tls import Material, key_to_pem, load_material, make_csr, new_
 from sealward.seal.rootkey import UnlockSecret, new_identity
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.joining import JoinTokens
-from services.keys.keystore import Content, open_or_create
+from services.keys.keystore import open_or_create
+from services.keys.keystoreformat import Content
 from services.keys.profiles import Lives, profile_of
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.register import Register

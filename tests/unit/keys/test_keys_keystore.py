@@ -23,10 +23,10 @@ from services.keys.keystore import (
     RESTORE,
     ROOT_FILE,
     SEALED_FILE,
-    Content,
     Keystore,
     open_or_create,
 )
+from services.keys.keystoreformat import Content
 
 SECRET = UnlockSecret(new_identity())
 

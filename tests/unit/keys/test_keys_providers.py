@@ -28,7 +28,8 @@ from services.keys.authority import (
     new_authority,
     utc_now,
 )
-from services.keys.keystore import Authority, Content, Keystore, open_or_create
+from services.keys.keystore import Keystore, open_or_create
+from services.keys.keystoreformat import Authority, Content
 from services.keys.profiles import (
     Lives,
     identity_to_certify,

@@ -31,7 +31,8 @@ from sealward.tlog.witness import (
     parse_cosignatures,
 )
 from services.keys.authority import new_authority, utc_now
-from services.keys.keystore import Content, Keystore, open_or_create
+from services.keys.keystore import Keystore, open_or_create
+from services.keys.keystoreformat import Content
 from services.keys.providers.embedded import EmbeddedBranchKeys
 from services.keys.witness import folder as folder_module
 from services.keys.witness.cosigning import PURPOSE, TENANT
