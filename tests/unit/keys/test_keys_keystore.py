@@ -17,7 +17,7 @@ from sealward.kit.reasons import Reason
 from sealward.seal.objects import FRAME_BYTES
 from sealward.seal.rootkey import UnlockSecret, new_identity
 from sealward.seal.secret import Secret
-from services.keys import files, keystore
+from services.keys import files, keystore, keystoreformat
 from services.keys.authority import KeystoreAuthority, new_authority, utc_now
 from services.keys.keystore import (
     RESTORE,
@@ -142,7 +142,7 @@ def test_authorities_survive(store: Path) -> None:
 def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before keys had numbered versions, a list of keys stood for each name."""
     reopened = opened(store)
-    real = keystore.json.dumps  # type: ignore[attr-defined]
+    real = keystoreformat.json.dumps  # type: ignore[attr-defined]
     (kek,) = (replace(kek, split=False) for kek in reopened.ensure_kek("default", "session"))
     keys = [kek.key]
 
@@ -151,7 +151,7 @@ def test_reads_what_the_first_version_wrote(store: Path, monkeypatch: pytest.Mon
         document = {name: value for name, value in document.items() if name != "issuing"}
         return str(real({**document, "version": 1, "keks": old}))
 
-    monkeypatch.setattr(keystore.json, "dumps", first)  # type: ignore[attr-defined]
+    monkeypatch.setattr(keystoreformat.json, "dumps", first)  # type: ignore[attr-defined]
     second = replace(kek, version=2, key=Secret(os.urandom(32)))
     with reopened._lock:
         reopened._put(replace(reopened.content, keks={"default/session": (kek, second)}))
@@ -304,7 +304,7 @@ def test_another_secret_is_refused(store: Path) -> None:
 
 def test_another_version_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reopened = opened(store)
-    monkeypatch.setattr(keystore.json, "dumps", lambda _document: '{"version": 3}')  # type: ignore[attr-defined]
+    monkeypatch.setattr(keystoreformat.json, "dumps", lambda _document: '{"version": 4}')  # type: ignore[attr-defined]
     reopened.ensure_kek("default", "model")
     reopened.close()
     monkeypatch.undo()
@@ -459,7 +459,7 @@ def test_a_keystore_of_before_generations_were_counted(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reopened = opened(store)
-    dumps = keystore.json.dumps  # type: ignore[attr-defined]
+    dumps = keystoreformat.json.dumps  # type: ignore[attr-defined]
 
     def without(document: dict[str, Any]) -> str:
         return str(
@@ -468,7 +468,7 @@ def test_a_keystore_of_before_generations_were_counted(
             )
         )
 
-    monkeypatch.setattr(keystore.json, "dumps", without)  # type: ignore[attr-defined]
+    monkeypatch.setattr(keystoreformat.json, "dumps", without)  # type: ignore[attr-defined]
     reopened.ensure_kek("default", "model")
     monkeypatch.undo()
     reopened.close()
