@@ -136,6 +136,9 @@ def test_a_rotation_moves_it_beside_the_second_factors(tmp_path: Path) -> None:
     done = keys.move(Holders(factors, kept), "service/gateway")["default/user"]
     assert (done.total, done.moved, done.failures, done.confirmed) == (2, 2, 0, True)
     keys.retire()
+    for file in (kept, factors):
+        # What is in use goes by the new wrapped form: the old one opens nothing any more.
+        assert file._branch_key().wrapped == file._wrapped()
     kept.close()
     ring.close()
     ring = keys.ring()
